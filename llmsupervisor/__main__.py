@@ -1,0 +1,3 @@
+from llmsupervisor.cli.main import main
+
+raise SystemExit(main())

@@ -1,0 +1,100 @@
+"""The gateway's listening socket, what it is started with, and how a gateway process ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from llmsupervisor.daemon.start import BURST, RATE
+from llmsupervisor.host import spawn, tree
+from llmsupervisor.spec.model import Logs
+
+BACKLOG = 4096
+KEPT = ("PATH", "HOME", "LANG", "PYTHONPATH")
+"""Of our environment, for the gateway."""
+
+
+def bind(listen: str) -> socket.socket:
+    """The first address of `HOST:PORT` that can be bound. OSError of the last one where none can."""
+    host, _, port = listen.rpartition(":")
+    found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    failed: OSError | None = None
+    for family, kind, protocol, _, address in found:
+        try:
+            listener = socket.socket(family, kind, protocol)
+        except OSError as error:
+            failed = error
+            continue
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError as error:
+            listener.close()
+            failed = error
+        else:
+            return listener
+    raise failed or OSError(f"no address for {listen}")
+
+
+def in_the_way(old: str, wanted: str, error: OSError) -> bool:
+    """Whoever listens on `old` is why `wanted`, another address of the same port, cannot be bound."""
+    return error.errno == errno.EADDRINUSE and old.rpartition(":")[2] == wanted.rpartition(":")[2]
+
+
+def either(wanted: str, old: str) -> tuple[socket.socket | None, str]:
+    """The one that can be bound: somebody else may hold a part of the new one too. None: neither, for now."""
+    for listen in (wanted, old):
+        with contextlib.suppress(OSError):
+            return bind(listen), listen
+    return None, wanted
+
+
+def cannot_listen(listen: str, error: OSError) -> str:
+    owner = tree.port_owner(int(listen.rpartition(":")[2]))
+    who = f": pid {owner[0]} ({owner[1]}) has it" if owner else ""
+    return (
+        f"the gateway cannot listen on {listen}: {(error.strerror or str(error)).lower()}{who}; tried again each second"
+    )
+
+
+def launch_of(
+    path: os.PathLike[str], log: os.PathLike[str], requests: os.PathLike[str], listen: str, logs: Logs
+) -> dict[str, Any]:
+    folder = os.fspath(path)
+    return {
+        "v": 1,
+        "run": secrets.token_hex(8),
+        "service": "gateway",
+        "argv": [sys.executable, "-P", "-m", "llmsupervisor.gateway", folder, os.fspath(requests)],
+        "env": {name: os.environ[name] for name in KEPT if name in os.environ},
+        "cwd": folder,
+        "cgroup": None,
+        "log": {"path": os.fspath(log), "size": logs.size, "keep": logs.keep, "burst": BURST, "rate": RATE},
+        "secrets": None,
+        "oom_score_adj": 0,
+        "nofile": 65536,
+        "respawn": True,
+        "listen": listen,
+        "time": time.time(),
+    }
+
+
+async def death(run: spawn.Run, pid: int) -> str:
+    """How this process ended, as its shim recorded it; empty where it did not."""
+    for _ in range(10):
+        for record in reversed(spawn.read_exits(run)):
+            if record.get("pid") == pid:
+                number, code = record.get("signal"), record.get("code")
+                how = f"was killed by {signal.Signals(number).name}" if number else f"ended with code {code}"
+                return f"{how}; its shim starts another"
+        await asyncio.sleep(0.02)
+    return ""

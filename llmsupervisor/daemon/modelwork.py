@@ -1,0 +1,205 @@
+"""What is done for one target: looked for, made, loaded, unloaded. Each work ends with the event that came of it, or with
+`Stopped`; it decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from llmsupervisor.base.ids import Json
+from llmsupervisor.daemon.runners import RunnerProcess
+from llmsupervisor.host.digest import sha256_of
+from llmsupervisor.host.http import Answer
+from llmsupervisor.runtime import models
+from llmsupervisor.runtime.engine import Call
+from llmsupervisor.runtime.generic import probe
+from llmsupervisor.runtime.llama_server import buffers
+from llmsupervisor.runtime.models import Model, Progress
+from llmsupervisor.service.target import Created, Found, Loaded, Target, TargetEvent, Unloaded
+
+if TYPE_CHECKING:
+    from llmsupervisor.daemon.models import Models
+    from llmsupervisor.daemon.process import Process
+    from llmsupervisor.daemon.runner import Runner
+
+ASK = 10.0
+"""Seconds for an answer that needs no model."""
+SILENT = 300.0
+"""Seconds without a line of a create or a pull, or a byte of an upload taken, after which it has failed."""
+APPEARS, AGAIN = 5.0, 0.05
+"""Seconds after a load in which its process is looked for, and between two looks."""
+LOG = 1024 * 1024
+
+
+@dataclass
+class Entry:
+    model: Model
+    target: Target = field(default_factory=Target)
+    progress: Progress | None = None
+    blob: str = ""
+    process: RunnerProcess | None = None
+    superseded: str = ""
+    """The tag before an edit: deleted when the new one is there."""
+    work: asyncio.Task[None] | None = None
+    timer: asyncio.TimerHandle | None = None
+    offload: str = ""
+
+
+class Stopped(Exception):
+    def __init__(self, why: str, lasting: bool = False) -> None:
+        super().__init__(why)
+        self.lasting = lasting
+
+
+def stopped(answer: Answer, before: str = "") -> Stopped:
+    why = _why(answer)
+    return Stopped(before + why, models.lasting(answer.status, why))
+
+
+def _why(answer: Answer) -> str:
+    said: Json = answer.json
+    if said is None and answer.text:
+        try:
+            said = json.loads(answer.text)
+        except ValueError:
+            pass
+    error = said.get("error") if isinstance(said, dict) else None
+    text = error.get("message") if isinstance(error, dict) else error
+    return str(text or answer.error or f"{answer.status}: {answer.text[:200]}")
+
+
+def parts(call: Call) -> tuple[str, str, Any]:
+    return call.method, call.path, call.body
+
+
+class Work:
+    """For one start of the service."""
+
+    def __init__(self, models: Models, runner: Runner, process: Process) -> None:
+        self._models, self._runner, self._process = models, runner, process
+
+    async def look(self, entry: Entry) -> TargetEvent:
+        answer = await self._call(models.show(entry.model.tag), missing=True)
+        shown = models.shown(answer.json)
+        if answer.status == 404 or shown.context_length != entry.model.context_length:
+            return Found(present=False, loaded=False)
+        entry.blob = shown.blob
+        return Found(present=True, loaded=self._models.watch(entry))
+
+    async def create(self, entry: Entry) -> TargetEvent:
+        model, digest = entry.model, ""
+        if model.file:
+            digest = await self._upload(entry)
+        else:
+            await self._fetch(entry)
+        await self._stream(entry, models.create(model, digest))
+        entry.blob = models.shown((await self._call(models.show(model.tag))).json).blob
+        if entry.superseded and entry.superseded != model.tag:
+            await self._process.engine.call(*parts(models.delete(entry.superseded)), ASK)
+            entry.superseded = ""
+        return Created()
+
+    async def _fetch(self, entry: Entry) -> None:
+        """Its base, over the network only where the spec allows it: a create would pull it unasked."""
+        base = entry.model.base
+        if (await self._call(models.show(base), missing=True)).status != 404:
+            return
+        if not entry.model.pull:
+            raise Stopped(f"Ollama has no model {base}: `ollama pull {base}`, or pull = true for it in models")
+        await self._stream(entry, models.pull(entry.model))
+
+    async def _upload(self, entry: Entry) -> str:
+        path = entry.model.file
+        try:
+            size = os.stat(path).st_size
+
+            def hashed(done: int) -> None:
+                entry.progress = Progress(f"reading {os.path.basename(path)}", done, size)
+
+            digest = await asyncio.to_thread(sha256_of, path, hashed)
+        except OSError as error:
+            raise Stopped(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        if (await self._call(models.blob(digest), missing=True)).status == 404:
+            await self._stream(entry, models.upload(digest, path))
+        return digest
+
+    async def load(self, entry: Entry) -> TargetEvent:
+        """Then one tiny request as the traffic is: before it no request comes."""
+        answer = await self._process.engine.call(
+            *parts(models.load(entry.model)), self._models.policy(entry.model).load_timeout
+        )
+        if not answer.ok:
+            raise stopped(answer)
+        for late in (*[False] * int(APPEARS / AGAIN), True):
+            if self._models.watch(entry, late):
+                break
+            await asyncio.sleep(AGAIN)
+        unseen = f"{entry.model.name} is loaded, and no process of it is seen below Ollama: it is not watched"
+        self._runner.conditions.set("runner-unseen", "" if entry.process else unseen)
+        service = self._runner.plan.service
+        call = probe(self._runner.plan.definition, entry.model.task, entry.model.tag)
+        if service.probe.enabled and call is not None:
+            answer = await self._process.engine.call(*parts(call), service.probe.timeout)
+            if not answer.ok:
+                raise stopped(answer, "its first request failed: ")
+        await self._read_offload(entry)
+        return Loaded()
+
+    async def unload(self, entry: Entry) -> TargetEvent:
+        gateway = self._runner.box.gateway
+        if gateway is not None and gateway.serves:
+            await gateway.drained(self._runner, self._process, entry.model.name)
+        tag = entry.superseded or entry.model.tag
+        answer = await self._process.engine.call(*parts(models.unload(replace(entry.model, tag=tag))), ASK)
+        if not answer.ok:
+            raise stopped(answer)
+        if entry.process is not None:
+            await entry.process.dead.wait()
+        return Unloaded()
+
+    # --- calls ---------------------------------------------------------------------------------------------------
+
+    async def _call(self, call: Call, missing: bool = False) -> Answer:
+        """`missing`: 404 is an answer."""
+        answer = await self._process.engine.call(*parts(call), ASK)
+        if (answer.status == 404 and missing) or answer.status in (200, 201):
+            return answer
+        raise stopped(answer)
+
+    async def _stream(self, entry: Entry, call: Call) -> None:
+        """Shows its progress. What failed is one of its lines, whatever the status."""
+        failed: list[str] = []
+
+        def told(line: Any) -> None:
+            said = models.progress(line)
+            if isinstance(said, str):
+                failed.append(said)
+            else:
+                entry.progress = said
+
+        def sent(done: int, size: int) -> None:
+            entry.progress = Progress("uploading", done, size)
+
+        answer = await self._process.engine.stream(call.method, call.path, call.body, call.file, SILENT, told, sent)
+        if failed or not answer.ok:
+            why = failed[-1] if failed else _why(answer)
+            raise Stopped(f"{call.path}: {why}", models.lasting(answer.status, why))
+
+    async def _read_offload(self, entry: Entry) -> None:
+        if entry.process is None:
+            return
+        log, port = self._process.log_tail(LOG), entry.process.args.port
+        entry.process.scraper.allocated = buffers(models.load_of(log, port))
+        if not self._process.plan.gpus:
+            return
+        found = models.offload(log, port)
+        entry.offload = found.missing()
+        if not entry.offload and found.every is None:
+            body = (await self._process.engine.call("GET", "/api/ps", None, ASK)).json
+            sizes = models.in_memory(body, entry.model.tag)
+            if sizes is not None and sizes[1] < sizes[0]:
+                entry.offload = f"asked all of it on the GPU, got {sizes[1]} of {sizes[0]} bytes"
+        self._models.tell()

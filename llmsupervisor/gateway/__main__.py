@@ -1,0 +1,90 @@
+"""`python -m llmsupervisor.gateway FOLDER`: the data plane, under its own shim, which holds the listening sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import uvloop
+
+from llmsupervisor.gateway.board import Board
+from llmsupervisor.gateway.client import Connection
+from llmsupervisor.gateway.fetch import Fetch
+from llmsupervisor.gateway.history import History
+from llmsupervisor.gateway.hub import Hub
+from llmsupervisor.gateway.link import Link
+from llmsupervisor.gateway.listen import inherited
+from llmsupervisor.gateway.metrics import Metrics
+from llmsupervisor.gateway.reaper import Reaper
+from llmsupervisor.gateway.sweep import Sweep, gauges
+from llmsupervisor.link.messages import GATEWAY_SOCKET, GATEWAY_VIEW
+
+GRACE = 5.0
+"""Seconds that running requests get after SIGTERM."""
+FLUSH = 0.05
+"""Seconds in which those who still wait are told why they do so in vain."""
+BACKLOG = 4096
+
+
+async def serve(sockets: list[socket.socket], records: Path) -> None:
+    loop = asyncio.get_running_loop()
+    board, fetch, history = Board(Path(GATEWAY_VIEW)), Fetch(), History(records)
+    clients: set[Connection] = set()
+    sweep = Sweep(clients, board)
+    hub: Hub = Hub(board, fetch, Reaper(board, fetch), history, Metrics(lambda: gauges(hub, clients, sweep)))
+    board.load()
+    link = Link(Path(GATEWAY_SOCKET), hub)
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await link.start()
+    servers = [
+        await loop.create_server(lambda: Connection(hub, clients), sock=each, backlog=BACKLOG) for each in sockets
+    ]
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+    tasks = [loop.create_task(link.report()), loop.create_task(sweep.run())]
+    await stopping.wait()
+    for server in servers:
+        server.close()
+    for client in list(clients):
+        client.end()
+    until = loop.time() + GRACE
+    while loop.time() < until:
+        if not any(client.busy for client in clients):
+            break
+        await asyncio.sleep(0.02)
+    board.end()
+    await asyncio.sleep(FLUSH)
+    if rest := [exchange.task for exchange in hub.exchanges]:
+        for task in rest:
+            task.cancel()
+        await asyncio.wait(rest)
+    for task in tasks:
+        task.cancel()
+    hub.close()
+    link.close()
+    hub.parser.end()
+    await asyncio.to_thread(history.close)
+
+
+def main(argv: list[str]) -> int:
+    sockets = inherited(os.environ)
+    if len(argv) not in (2, 3) or not sockets:
+        usage = "usage: python -m llmsupervisor.gateway FOLDER [REQUESTS.DB], with listening sockets as LISTEN_FDS"
+        print(usage, file=sys.stderr)
+        return 2
+    os.chdir(argv[1])
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(sockets, Path(argv[2] if len(argv) == 3 else "requests.db")))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,68 @@
+"""Small questions to engines: how many tokens, which slots are busy. Never a user's request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httptools
+
+from llmsupervisor.gateway.view import Target
+
+TIMEOUT = 10.0
+"""Seconds for all of it."""
+LARGEST = 8 * 1024**2
+"""Bytes of an answer."""
+
+
+class FetchError(Exception):
+    pass
+
+
+class _Answer:
+    def __init__(self) -> None:
+        self.body = bytearray()
+        self.complete = False
+
+    def on_body(self, data: bytes) -> None:
+        self.body += data
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
+class Fetch:
+    async def get(self, target: Target, path: str) -> Any:
+        return await self._ask("GET", target, path, b"")
+
+    async def post(self, target: Target, path: str, body: bytes) -> Any:
+        return await self._ask("POST", target, path, body)
+
+    async def _ask(self, method: str, target: Target, path: str, body: bytes) -> Any:
+        """The JSON of a 200. FetchError for everything else."""
+        said = {
+            "host": f"{target.host}:{target.port}",
+            "content-length": str(len(body)),
+            "content-type": "application/json",
+            "connection": "close",
+        } | {name.lower(): value for name, value in target.headers}
+        head = "\r\n".join([f"{method} {path} HTTP/1.1", *(f"{k}: {v}" for k, v in said.items()), "", ""])
+        answer = _Answer()
+        parser = httptools.HttpResponseParser(answer)
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                reader, writer = await asyncio.open_connection(target.host, target.port)
+                try:
+                    writer.write(head.encode("latin-1") + body)
+                    while not answer.complete and (data := await reader.read(65536)):
+                        parser.feed_data(data)
+                        if len(answer.body) > LARGEST:
+                            raise FetchError(f"{path}: more than {LARGEST} bytes")
+                finally:
+                    writer.transport.abort()
+            if parser.get_status_code() != 200:
+                raise FetchError(f"{path}: status {parser.get_status_code()}")
+            return json.loads(bytes(answer.body))
+        except (OSError, TimeoutError, ValueError, httptools.HttpParserError) as error:
+            raise FetchError(f"{path}: {error or 'timeout'}") from error

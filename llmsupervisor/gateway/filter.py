@@ -1,0 +1,225 @@
+"""Takes out of an answer what it has only because we asked for it, and puts in the model's name that the client said.
+Every other byte passes as it came. Pure.
+
+A raw `"key"` can stand in JSON only as that string, never inside a longer one, whose quotes are escaped: an event without
+any of the words looked for needs no parser.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+EVENT = 1024**2
+"""Bytes of an event above which it passes as it is."""
+
+_END = re.compile(rb"\n\r?\n|\r\r")
+_LINE = re.compile(rb"\n")
+_DATA = re.compile(rb"(?:(?<=\n)|(?<=\r)|\A)data: ?([^\r\n]*)")
+_space = re.compile(r"[ \t\n\r]*").match
+_decode = json.JSONDecoder(strict=False).raw_decode
+_MODEL = b'"model"'
+
+
+class Filter:
+    """Of one answer. `rename`: the engine's name of the model, and the client's. `remove`: keys at the top of an answer.
+    `usage`: the usage of a stream was not asked for by the client; `progress`: nor was that of its prompt.
+    `lines`: a stream of JSON lines, not of events. An answer that is no stream (`stream` False) comes out of `end` as a whole."""
+
+    __slots__ = (
+        "_ends",
+        "_held",
+        "_idle",
+        "_lines",
+        "_name",
+        "_new",
+        "_old",
+        "_passing",
+        "_progress",
+        "_remove",
+        "_separator",
+        "_stream",
+        "_usage",
+        "_words",
+    )
+
+    def __init__(
+        self, stream: bool, rename: tuple[str, str] | None, remove: tuple[str, ...], usage: bool, progress: bool,
+        lines: bool = False,
+    ) -> None:  # fmt: skip
+        self._stream = stream
+        self._lines = lines
+        self._separator = b"\n" if lines else b"\n\n"
+        self._ends = _LINE if lines else _END
+        self._remove = frozenset(remove)
+        self._usage = usage and stream
+        self._progress = progress and stream
+        self._name = None if rename is None else rename[0]
+        self._old = b"" if rename is None else b'"model":' + json.dumps(rename[0], ensure_ascii=False).encode()
+        self._new = b"" if rename is None else json.dumps(rename[1]).encode()
+        words = [*remove, *(["usage"] if usage else []), *(["prompt_progress"] if progress else [])]
+        self._words = tuple(
+            b'"%s"' % word.encode() for word in [*words, *(["response"] if rename and not lines else [])]
+        )
+        """`response`: of an event that repeats what the user sent, where anything may be called `model`."""
+        self._idle = not words and rename is None
+        self._held = bytearray()
+        self._passing = False
+        """The begun event is too long."""
+
+    def feed(self, piece: bytes) -> bytes:
+        """Of what came so far, complete events."""
+        if self._idle:
+            return piece
+        if not self._held and self._stream and piece.endswith(self._separator):
+            for word in self._words:
+                if word in piece:
+                    break
+            else:
+                if not self._old:
+                    return piece
+                if piece.count(_MODEL) == piece.count(self._old):
+                    return piece.replace(self._old, b'"model":' + self._new)
+        at = max(len(self._held) - 3, 0)
+        self._held += piece
+        return self._events(at) if self._stream else b""
+
+    def end(self) -> bytes:
+        rest = bytes(self._held)
+        self._held.clear()
+        if not self._stream:
+            return self.whole(rest)
+        return rest if self._passing else self._event(rest)
+
+    def whole(self, body: bytes) -> bytes:
+        """Of an answer that is no stream."""
+        if not any(b'"%s"' % key.encode() in body for key in self._remove):
+            if self._name is None:
+                return body
+            if body.count(_MODEL) == 1 == body.count(self._old):
+                return body.replace(self._old, b'"model":' + self._new)
+        filtered = self._json(body)
+        return body if filtered is None else filtered
+
+    # --- events --------------------------------------------------------------------------------------------------
+
+    def _events(self, at: int) -> bytes:
+        held, out, start = self._held, [], 0
+        while match := self._ends.search(held, at):
+            at = match.end()
+            event = bytes(held[start:at])
+            out.append(event if self._passing else self._event(event))
+            self._passing = False
+            start = at
+        del match
+        del held[:start]
+        if self._passing or len(held) > EVENT:
+            self._passing = True
+            out.append(bytes(held[:-3]))
+            del held[:-3]
+        return b"".join(out)
+
+    def _event(self, event: bytes) -> bytes:
+        if len(event) > EVENT:
+            return event
+        if not any(word in event for word in self._words):
+            if not self._old:
+                return event
+            if event.count(_MODEL) == event.count(self._old):
+                return event.replace(self._old, b'"model":' + self._new)
+        if self._lines:
+            data = self._json(event)
+            return b"" if data is None else data
+        lines = list(_DATA.finditer(event))
+        if len(lines) != 1:
+            return event
+        data = self._json(lines[0][1])
+        return b"" if data is None else event[: lines[0].start(1)] + data + event[lines[0].end(1) :]
+
+    def _json(self, data: bytes) -> bytes | None:
+        """None: nothing of it is the client's. What is no JSON object stays."""
+        text = data.decode("latin-1")
+        try:
+            root = _members(text, _skip(text, 0))
+            names = {member.name for member in root}
+            if self._progress and "prompt_progress" in names:
+                return None
+            remove = self._remove
+            if self._usage and "choices" in names:
+                if "usage" in names and any(m.name == "choices" and m.value == [] for m in root):
+                    return None
+                remove |= {"usage"}
+            edits = self._edits(root, remove)
+            for member in root:
+                if (
+                    member.name in ("response", "message")
+                    and isinstance(member.value, dict)
+                    and member.name not in remove
+                ):
+                    edits += self._edits(_members(text, member.begin), self._remove)
+        except (ValueError, IndexError, RecursionError):
+            return data
+        for start, end, new in sorted(edits, reverse=True):
+            data = data[:start] + new + data[end:]
+        return data
+
+    def _edits(self, members: list[_Member], remove: frozenset[str]) -> list[tuple[int, int, bytes]]:
+        edits: list[tuple[int, int, bytes]] = []
+        kept: _Member | None = None
+        for i, member in enumerate(members):
+            if member.name in remove:
+                # With the comma before it; where nothing before it stays, with the one after it.
+                if kept is not None:
+                    edits.append((members[i - 1].end, member.end, b""))
+                else:
+                    edits.append((member.start, members[i + 1].start if i + 1 < len(members) else member.end, b""))
+                continue
+            kept = member
+            if member.name == "model" and self._name is not None and _same(member.value, self._name):
+                edits.append((member.begin, member.end, self._new))
+        return edits
+
+
+@dataclass(slots=True)
+class _Member:
+    """Offsets: of its name, and of its value from `begin` to `end`."""
+
+    name: str
+    value: Any
+    start: int
+    begin: int
+    end: int
+
+
+def _members(text: str, at: int) -> list[_Member]:
+    """Of the object at `at`; ValueError or IndexError where there is none. Bytes as Latin-1, so that offsets are theirs."""
+    if text[at] != "{":
+        raise ValueError("not an object")
+    found: list[_Member] = []
+    at = _skip(text, at + 1)
+    while text[at] != "}":
+        name, end = _decode(text, at)
+        colon = _skip(text, end)
+        begin = _skip(text, colon + 1)
+        value, end = _decode(text, begin)
+        after = _skip(text, end)
+        if not isinstance(name, str) or text[colon] != ":" or text[after] not in ",}":
+            raise ValueError("not an object")
+        found.append(_Member(name, value, at, begin, end))
+        at = after
+        if text[after] == "," and text[at := _skip(text, after + 1)] == "}":
+            raise ValueError("a comma too many")
+    return found
+
+
+def _skip(text: str, at: int) -> int:
+    match = _space(text, at)
+    return at if match is None else match.end()
+
+
+def _same(value: object, name: str) -> bool:
+    if not isinstance(value, str):
+        return False
+    return value == name or value == name.encode().decode("latin-1")

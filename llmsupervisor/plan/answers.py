@@ -1,0 +1,76 @@
+"""What else would fit: the largest context at this `parallel`, and the reverse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from llmsupervisor.plan.facts import Facts, gguf
+from llmsupervisor.plan.gguf import GgufHeader
+from llmsupervisor.plan.launch import ServicePlan
+from llmsupervisor.plan.measure import cards_of
+from llmsupervisor.plan.measure_llama import memo, settings_of
+from llmsupervisor.plan.measure_vllm import asked
+from llmsupervisor.plan.memory import Memory, Settings
+from llmsupervisor.plan.memory_fit import CONTEXT_STEP, MOST_PARALLEL
+from llmsupervisor.plan.memory_place import HOST, Where
+from llmsupervisor.plan.sums import Most
+
+LONGEST = 1 << 20
+"""Tokens, where a file does not say what its model was trained for."""
+
+
+def most(plan: ServicePlan, facts: Facts) -> Most | None:
+    """None: it cannot be told."""
+    if plan.memory is None or plan.memory.unknown:
+        return None
+    match plan.definition.adapter:
+        case "llama_server":
+            return _llama(plan, facts)
+        case "vllm":
+            return _vllm(plan, plan.memory.kv_tokens)
+    return None
+
+
+def _llama(plan: ServicePlan, facts: Facts) -> Most | None:
+    cards = cards_of(plan, facts)
+    header = facts.ggufs.get(gguf(plan.service.model or ""))
+    settings = settings_of(plan, cards)
+    if not isinstance(header, GgufHeader) or isinstance(settings, str) or plan.memory is None:
+        return None
+    now = memo(header, settings)
+    if not isinstance(now, Memory) or now.unknown:
+        return None
+    room: dict[Where, int] = {}
+    for place in plan.memory.places:
+        where: Where = HOST if place.gpu is None else plan.gpus.index(place.gpu)
+        if place.budget is None:
+            return None
+        if place.gpu is not None or not cards:
+            room[where] = place.budget - (place.known - now.sum_at(where))
+    trained = header.context_train or LONGEST
+    steps = largest(trained // CONTEXT_STEP, header, room, lambda n: replace(settings, context_length=n * CONTEXT_STEP))
+    slots = largest(MOST_PARALLEL, header, room, lambda n: replace(settings, parallel=n))
+    return Most(steps and steps * CONTEXT_STEP, slots)
+
+
+def largest(limit: int, header: GgufHeader, room: dict[Where, int], with_n: Callable[[int], Settings]) -> int | None:
+    """The largest n whose sums fit into `room`; None: not even 1 does."""
+
+    def fits(n: int) -> bool:
+        memory = memo(header, with_n(n))
+        return isinstance(memory, Memory) and all(memory.sum_at(where) <= size for where, size in room.items())
+
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low or None
+
+
+def _vllm(plan: ServicePlan, tokens: int | None) -> Most | None:
+    """Its pool does not grow with either: a request must fit into it, and more at once only take turns."""
+    wish = asked(plan, len(plan.gpus))
+    if tokens is None or not wish.length:
+        return None
+    return Most(tokens // wish.block * wish.block or None, tokens // wish.length or None)

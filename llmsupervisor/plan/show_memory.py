@@ -1,0 +1,41 @@
+"""The memory sums of a plan for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmsupervisor.base.units import format_size
+from llmsupervisor.plan.sums import Place, Sums
+
+COLUMNS = ("", "weights", "KV cache", "compute", "overhead", "total", "budget", "free now")
+SAYS = {True: "fits", False: "does not fit", None: "not known whether it fits"}
+
+
+def memory_lines(memory: Sums) -> Iterator[str]:
+    rows = [COLUMNS, *(_row(place) for place in memory.places)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    yield f"  memory: {SAYS[memory.fits]}"
+    for row in rows:
+        cells = (text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))
+        yield f"    {row[0]:<{widths[0]}}  {'  '.join(cells)}".rstrip()
+    for place in memory.places:
+        if place.beside:
+            others = ", ".join(f"{name} {format_size(size)}" for name, size in place.beside)
+            yield f"    {place.label} beside it: {others}"
+    if memory.kv_bytes_per_token is not None:
+        holds = f"; the KV cache holds {memory.kv_tokens:,} tokens" if memory.kv_tokens is not None else ""
+        yield f"    a token of context costs {format_size(memory.kv_bytes_per_token)}{holds}"
+    if memory.most is not None:
+        context, parallel = memory.most.context_length, memory.most.parallel
+        yield f"    at most: context_length = {context or '–'} at this parallel, parallel = {parallel or '–'} at this context"
+    if memory.learned:
+        yield f"    {memory.learned}"
+    if memory.refused:
+        yield f"    refused by the engine: {memory.refused}"
+    for text in memory.unknown:
+        yield f"    not known: {text}"
+
+
+def _row(place: Place) -> tuple[str, ...]:
+    sizes = (size for _, size in place.told)
+    return (place.label, *map(format_size, (*sizes, place.total, place.budget, place.free)))

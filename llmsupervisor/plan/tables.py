@@ -1,0 +1,214 @@
+"""What fits, in tables: of a known model on a card of some size, and of each service of a plan for every KV type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from llmsupervisor.base.units import format_size
+from llmsupervisor.plan.answers import largest, most
+from llmsupervisor.plan.facts import Facts
+from llmsupervisor.plan.gguf import GgufHeader
+from llmsupervisor.plan.hf import HfModel
+from llmsupervisor.plan.launch import Plan, ServicePlan
+from llmsupervisor.plan.measure import CONTEXT, sums
+from llmsupervisor.plan.measure_llama import memo
+from llmsupervisor.plan.measure_vllm import BLOCK_GPU, GRAPHS, OUTSIDE_TORCH, Pages, activation, pages, weights
+from llmsupervisor.plan.memory import Memory, Settings, kv_bytes_per_token
+from llmsupervisor.plan.memory_fit import MOST_PARALLEL
+from llmsupervisor.plan.memory_place import Where
+from llmsupervisor.plan.memory_shape import NoFormula
+from llmsupervisor.plan.shapes import TRAINED, KnownModel
+from llmsupervisor.runtime.command import Arg
+
+MIB, GIB = 1024**2, 1024**3
+CONTEXTS = (4096, 8192, 16384, 32768, 131072)
+KV_TYPES = ("f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+SERVED = ("f16", "q8_0", "q4_0")
+SHARE = 0.92
+"""Of a card, that vLLM takes unless it is told a budget."""
+BATCH, REQUESTS = 2048, 256
+"""vLLM's own defaults on a card of less than 70 GiB."""
+KNOBS = "context_length, parallel, kv_cache_type"
+UNMEASURED = "–"
+
+
+def of_model(model: KnownModel, vram: int) -> str:
+    """Markdown."""
+    parts = [
+        f"## {model.title} on {format_size(vram)}",
+        "Weights. llama.cpp keeps the embedding in the host's memory.",
+        _table(("file", "bytes", "all", "on the GPU"), _weights(model)),
+        "A token of context, and requests of full length.",
+        _table(("KV cache", "bytes per token", "8k", "32k", "128k"), _cache(next(iter(model.ggufs.values())))),
+        f"llama-server on one GPU, {format_size(CONTEXT)} of it for the process until a start has shown how much: requests "
+        f"at once ({MOST_PARALLEL} at most) by their context.",
+        _table(("weights, KV cache", "tokens", *map(_short, CONTEXTS)), _llama(model, vram)),
+        f"vLLM with {SHARE:.0%} of the GPU, {BATCH} tokens a step and {REQUESTS} requests at most; activations, graphs and what "
+        "lies outside of torch are estimates. Requests of full length that its pool holds.",
+        _table(("weights, KV cache", "pool", "tokens", *map(_short, CONTEXTS[:-1])), _vllm(model, vram)),
+        "What is traded, at 8k of context. Throughput and latency are blank: nobody has measured them on this card.",
+        _table(
+            (
+                "choice",
+                "memory of a request",
+                "requests at once",
+                "longest context",
+                "throughput",
+                "latency",
+                "processes",
+                "knobs",
+            ),
+            _traded(model, vram),
+        ),
+    ]
+    return "\n\n".join(parts)
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [tuple(head), *(tuple(row) for row in rows)]
+    lines.insert(1, ("---", *("---:" for _ in lines[0][1:])))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _short(tokens: int) -> str:
+    return f"@{tokens // 1024}k"
+
+
+def _weights(model: KnownModel) -> Iterator[tuple[str, ...]]:
+    for name, header in model.ggufs.items():
+        on_gpu = _memory(header, Settings(8192, gpus=(1.0,), gpu_overhead=0))
+        placed = sum(part.bytes for part in on_gpu.parts if part.name == "weights" and part.where == 0)
+        yield f"{name} (GGUF)", f"{header.weight_bytes:,}", format_size(header.weight_bytes), format_size(placed)
+    for name, hub in model.hubs.items():
+        size = hub.weight_bytes
+        yield f"{name} (safetensors)", f"{size:,}", format_size(size), format_size(size)
+
+
+def _memory(header: GgufHeader, settings: Settings) -> Memory:
+    found = memo(header, settings)
+    assert isinstance(found, Memory), found
+    return found
+
+
+def _per_token(header: GgufHeader, kind: str) -> int:
+    found = kv_bytes_per_token(header, kind, kind)
+    assert not isinstance(found, NoFormula), found
+    return found
+
+
+def _cache(header: GgufHeader) -> Iterator[tuple[str, ...]]:
+    for kind in KV_TYPES:
+        size = _per_token(header, kind)
+        yield kind, f"{size:,}", *(format_size(size * tokens) for tokens in (8192, 32768, 131072))
+    fp8 = _per_token(header, "f16") // 2
+    yield "fp8 (vLLM)", f"{fp8:,}", *(format_size(fp8 * tokens) for tokens in (8192, 32768, 131072))
+
+
+def _settings(kind: str, context: int, parallel: int = 1) -> Settings:
+    return Settings(context, parallel, kind, kind, gpus=(1.0,), gpu_overhead=0)
+
+
+def _slots(header: GgufHeader, kind: str, context: int, vram: int) -> int:
+    room: dict[Where, int] = {0: vram - CONTEXT}
+    return largest(MOST_PARALLEL, header, room, lambda n: _settings(kind, context, n)) or 0
+
+
+def _longest(header: GgufHeader, kind: str, vram: int) -> int:
+    steps = largest(TRAINED // 256, header, {0: vram - CONTEXT}, lambda n: _settings(kind, n * 256))
+    return (steps or 0) * 256
+
+
+def _llama(model: KnownModel, vram: int) -> Iterator[tuple[str, ...]]:
+    for name, header in model.ggufs.items():
+        for kind in SERVED:
+            fixed = _memory(header, _settings(kind, TRAINED))
+            beside = sum(part.bytes for part in fixed.parts if part.where == 0 and part.name != "KV cache")
+            tokens = max(0, vram - CONTEXT - beside) // _per_token(header, kind) // 256 * 256
+            yield f"{name}, {kind}", f"{tokens:,}", *(str(_slots(header, kind, c, vram)) for c in CONTEXTS)
+
+
+def _pages(hub: HfModel, kind: str, length: int) -> Pages:
+    found = pages(hub, kv_type=kind, length=length, tensor=1, pipeline=1, block=BLOCK_GPU, in_flight=BATCH)
+    assert isinstance(found, Pages), found
+    return found
+
+
+def _pool(hub: HfModel, vram: int) -> int:
+    taken = weights(hub, 1, 1, False)[0] + activation(hub, BATCH, REQUESTS, 1) + GRAPHS + OUTSIDE_TORCH
+    return max(0, int(vram * SHARE) - taken)
+
+
+def _vllm(model: KnownModel, vram: int) -> Iterator[tuple[str, ...]]:
+    for name, hub in model.hubs.items():
+        pool = _pool(hub, vram)
+        for kind, said in (("auto", "bf16"), ("fp8", "fp8")):
+            tokens = _pages(hub, kind, CONTEXTS[0]).tokens(pool)
+            yield f"{name}, {said}", format_size(pool), f"{tokens:,}", *(f"{tokens / c:.1f}" for c in CONTEXTS[:-1])
+
+
+def _traded(model: KnownModel, vram: int) -> Iterator[tuple[str, ...]]:
+    for name, header in model.ggufs.items():
+        for kind in SERVED:
+            size, longest = _per_token(header, kind) * 8192, _longest(header, kind, vram)
+            slots = _slots(header, kind, 8192, vram)
+            yield _row(f"llama-server, {name}, {kind}", size, slots, longest, "1", KNOBS)
+            if kind == "q8_0":  # one llama-server behind a server of its own
+                yield _row(f"Ollama, {name}, {kind}", size, slots, longest, "2", f"{KNOBS} of all models, models")
+    for name, hub in model.hubs.items():
+        for kind, said in (("auto", "bf16"), ("fp8", "fp8")):
+            found = _pages(hub, kind, 8192)
+            tokens = found.tokens(_pool(hub, vram))
+            longest, size = min(TRAINED, tokens), found.per_token * 8192
+            yield _row(f"vLLM, {name}, {said}", size, tokens // 8192, longest, "3", f"{KNOBS}, gpu_memory")
+
+
+def _row(choice: str, size: int, requests: int, longest: int, processes: str, knobs: str) -> tuple[str, ...]:
+    return choice, format_size(size), str(requests), f"{longest:,}", UNMEASURED, UNMEASURED, processes, knobs
+
+
+# --- of a plan ----------------------------------------------------------------------------------------------------
+
+
+def of_plan(plan: Plan, facts: Facts) -> str:
+    """For each service of llama-server that has sums: the same with every type of the KV cache."""
+    head = ("KV cache", "per token", "total on the GPUs", "fits", "context_length at most", "parallel at most")
+    more = ("throughput", "latency", "processes", "knobs")
+    parts = []
+    for service in plan.services.values():
+        rows = list(_alternatives(service, facts))
+        if rows:
+            asked = f"context_length = {service.service.context_length}, parallel = {service.service.parallel}"
+            parts.append(f"## {service.name}: {asked}\n\n{_table((*head, *more), rows)}")
+    return "\n\n".join(parts) or "no service of llama-server whose model was read: nothing to compare"
+
+
+def _alternatives(plan: ServicePlan, facts: Facts) -> Iterator[tuple[str, ...]]:
+    if plan.definition.adapter != "llama_server":
+        return
+    for kind in KV_TYPES:
+        other = replace(plan, argv=tuple(_with_kind(arg, kind) for arg in plan.argv))
+        found = sums(other, facts)
+        if found is None:
+            continue
+        other = replace(other, memory=found)
+        places = [place for place in found.places if place.gpu or not plan.gpus]
+        total = None if any(place.total is None for place in places) else sum(place.known for place in places)
+        limit = most(other, facts)
+        yield (
+            f"**{kind}**" if kind == plan.service.kv_cache_type else kind,
+            format_size(found.kv_bytes_per_token),
+            format_size(total),
+            {True: "yes", False: "no", None: UNMEASURED}[found.fits],
+            str(limit.context_length or 0) if limit else UNMEASURED,
+            str(limit.parallel or 0) if limit else UNMEASURED,
+            UNMEASURED,
+            UNMEASURED,
+            "1",
+            "kv_cache_type" if kind in ("f16", "q8_0", "q4_0") else "kv_cache_type, and a build with all FA kernels",
+        )
+
+
+def _with_kind(arg: Arg, kind: str) -> Arg:
+    cache = arg.words[0] in ("--cache-type-k", "--cache-type-v")
+    return replace(arg, words=(arg.words[0], kind)) if cache else arg

@@ -1,0 +1,75 @@
+"""The question before an order, with what the order cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from llmsupervisor.base.text import printable
+from llmsupervisor.cli.views import Line, Span, number, total
+from llmsupervisor.tui.paint import Paint
+
+if TYPE_CHECKING:
+    from llmsupervisor.link.messages import DaemonInfo, Service
+
+VERBS = {"start": "u", "stop": "x", "restart": "r", "drain": "d"}
+"""Orders, and their keys."""
+
+
+def question(verb: str, service: Service, daemon: DaemonInfo, stale: str) -> list[Line]:
+    """What is asked, of which daemon, and what it costs."""
+    asked = Span(printable(f"{verb} {service['name']}?   "), "bold")
+    lines: list[Line] = [[asked, Span("y", "bold"), Span(" yes  "), Span("n", "bold"), Span(" no")]]
+    if verb != "start":
+        lines.append([Span(printable(_cuts(service)))])
+    lines.append([Span(_means(verb, service))])
+    lines.append([Span(printable(f"daemon pid {daemon['pid']}, {daemon['spec']['path']}"), "dim")])
+    if stale:
+        lines.append([Span(f"These figures are {stale} old.", "warn")])
+    return lines
+
+
+def _cuts(service: Service) -> str:
+    if service["pid"] is None:
+        return "no process runs"
+    figures = [
+        f"{number(total(service, 'requests_running'))} running",
+        f"{number(total(service, 'requests_waiting'))} waiting",
+    ]
+    queued = total(service, "requests_queued")
+    if queued is not None:
+        figures.append(f"{queued} queued")
+    return f"pid {service['pid']} with {', '.join(figures)} requests: drained first, what is not done then is cut"
+
+
+def _means(verb: str, service: Service) -> str:
+    if verb in ("stop", "drain"):
+        return "It stays stopped until it is started or the box reboots."
+    if verb == "restart":
+        return "The model is loaded again." + (" What drifted is applied." if service["drift"] else "")
+    return f"It is {printable(service['state'])} now."
+
+
+class Confirm(ModalScreen[bool]):
+    BINDINGS = [
+        Binding("y", "answer(True)", "yes"),
+        Binding("n,escape,enter,q", "answer(False)", "no"),
+    ]
+
+    def __init__(self, paint: Paint, lines: Sequence[Line]) -> None:
+        super().__init__()
+        self._paint = paint
+        self._lines = lines
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="question", classes="ascii" if self._paint.ascii else "", can_focus=False):
+            yield Static(self._paint.lines(self._lines))
+
+    def action_answer(self, yes: bool) -> None:
+        self.dismiss(yes)

@@ -1,0 +1,125 @@
+"""The overview: services, the detail and the log of the selected one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from textual import on
+from textual.binding import Binding
+from textual.containers import Container, VerticalScroll
+from textual.widget import Widget
+from textual.widgets import DataTable, Static
+
+from llmsupervisor.base.text import cut, printable
+from llmsupervisor.cli import views
+from llmsupervisor.cli.views import Line, Span
+from llmsupervisor.tui import gpuview, trend
+from llmsupervisor.tui.ages import settled
+from llmsupervisor.tui.feeds import Feeds
+from llmsupervisor.tui.logpane import LogPane
+from llmsupervisor.tui.page import MARGIN, Page
+from llmsupervisor.tui.paint import Paint
+from llmsupervisor.tui.services import ServiceTable
+
+if TYPE_CHECKING:
+    from llmsupervisor.link.messages import Service
+
+TREND = (110, 30)
+"""Columns and lines from which on there is room for curves."""
+
+
+def alerts(services: Sequence[Service], room: int) -> list[Line]:
+    """What is wrong with any service, in one line: the first of them, and how many more there are."""
+    found = [f"{s['name']}: {c['text'] or c['id']}" for s in services for c in s["conditions"]]
+    found += [f"{s['name']}: {s['state']} {views.reason(s)}" for s in services if s["state"] in ("FAILED", "BACKOFF")]
+    if not found:
+        return []
+    more = f"  (+{len(found) - 1} more)" if len(found) > 1 else ""
+    return [[Span(cut(printable(f"! {found[0]}"), room - len(more)), "warn"), Span(more, "dim")]]
+
+
+class Dashboard(Page):
+    NAME = "overview"
+    HINTS = ("enter detail", "l log")
+    ORDERS = True
+    BINDINGS = [
+        Binding("enter", "zoom('detail')", "detail of the selected service", show=False),
+        Binding("l", "zoom('log')", "log alone"),
+        Binding("j", "move('down')", "down", show=False),
+        Binding("k", "move('up')", "up", show=False),
+        Binding("end,G", "follow", "follow the log"),
+    ]
+
+    def __init__(self, feeds: Feeds, paint: Paint) -> None:
+        super().__init__(feeds, paint)
+        self._drawn: object = None
+
+    @property
+    def selected(self) -> str | None:
+        return self.query_one(ServiceTable).selected
+
+    def body(self) -> Iterable[Widget]:
+        yield Static(id="gpus")
+        yield Static(id="alerts")
+        yield ServiceTable(self._paint)
+        with Container(id="panes"):
+            with VerticalScroll(id="detail", can_focus=False):
+                yield Static(id="facts")
+            yield LogPane(self._paint)
+
+    def on_mount(self) -> None:
+        self.query_one(ServiceTable).focus()
+
+    def draw(self) -> None:
+        picture, table = self.picture, self.query_one(ServiceTable)
+        if picture.status is not None and self._drawn != (picture.received, self.room.width):
+            self._drawn = (picture.received, self.room.width)
+            services = [settled(service, picture.wall) for service in self.services]
+            table.show(services, picture.wall, self.room.width)
+            most = 1 if self.short else max(self.room.height // 8, 2)
+            self.put("gpus", gpuview.strip(picture.status["gpus"], services, self.room.width, most))
+            self.put("alerts", alerts(services, self.room.width))
+        self._draw_selected()
+
+    @on(DataTable.RowHighlighted)
+    def _draw_selected(self) -> None:
+        service = self.service
+        lines = views.detail(service, self.picture.wall) if service else []
+        if service and self.room.width >= TREND[0] and self.room.height >= TREND[1]:
+            trend_lines = trend.lines(
+                self._feeds.trend(service["name"]),
+                service["name"],
+                self.room.width * 2 // 5 - MARGIN,
+                self._paint.ascii,
+            )
+            lines += [*([[]] if trend_lines else []), *trend_lines]
+        self.put("facts", lines)
+        name = service["name"] if service else None
+        logs = self._feeds.logs
+        logs.select(name)
+        log, news = self.query_one(LogPane), logs.take()
+        if news.anew:
+            log.clear()
+        log.write([text for text, _ in news.lines])
+        log.name_it(name, news.trouble)
+
+    @on(DataTable.RowSelected)
+    def _enter(self) -> None:
+        self.action_zoom("detail")
+
+    def action_move(self, where: str) -> None:
+        getattr(self.query_one(ServiceTable), f"action_cursor_{where}")()
+
+    def action_back(self) -> None:
+        self.action_zoom("")
+
+    def action_zoom(self, pane: str) -> None:
+        """The pane alone under the header; again or Esc: all of them."""
+        wanted = "" if self.has_class(f"zoom-{pane}") else pane
+        self.set_class(wanted == "detail", "zoom-detail")
+        self.set_class(wanted == "log", "zoom-log")
+        self.query_one(LogPane).body.focus() if wanted == "log" else self.query_one(ServiceTable).focus()
+
+    def action_follow(self) -> None:
+        self.query_one(LogPane).body.follow()

@@ -1,0 +1,75 @@
+"""What all pages read, and through what they order: read once, however many pages look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmsupervisor.tui import trend
+from llmsupervisor.tui.asked import EVERY, Asked
+from llmsupervisor.tui.eventfeed import EventFeed
+from llmsupervisor.tui.feed import FindSocket, LogFeed, Picture, StatusFeed
+from llmsupervisor.tui.livefeed import LiveFeed
+from llmsupervisor.tui.orders import Orders
+from llmsupervisor.tui.planfeed import PlanFeed
+from llmsupervisor.tui.requestfeed import RequestFeed
+
+LONG = 5000
+"""Lines that the page of a log asks for at the begin."""
+
+
+class Feeds:
+    def __init__(
+        self,
+        find: FindSocket,
+        interval: float,
+        environ: Mapping[str, str],
+        readonly: bool = False,
+        host: str | None = None,
+    ) -> None:
+        """`interval`: seconds between two pictures of the daemon; `environ`: of the user's terminal; `host`: where the daemon is, None: here."""
+        self.find = find
+        self.environ = environ
+        self.readonly = readonly
+        self.host = host
+        self._statuses = StatusFeed(find, interval)
+        self.logs = LogFeed(find)
+        self.long_log = LogFeed(find, LONG)
+        self.requests = RequestFeed(find)
+        self.live = LiveFeed(find)
+        self.events = EventFeed(find)
+        self.plans = PlanFeed(find)
+        self.orders = Orders(find)
+        self._asked: dict[str, tuple[str, Asked]] = {}
+
+    @property
+    def picture(self) -> Picture:
+        return self._statuses.picture
+
+    def trend(self, service: str) -> Any:
+        """Figures of this service over the last minutes; None while they are not known."""
+        wanted = {"names": trend.names(service), "window_s": trend.WINDOW, "events": False}
+        return self._of("series", service, trend.EVERY, wanted)
+
+    def card_trends(self, uuids: Sequence[str]) -> Any:
+        names = [name for uuid in uuids for name in trend.card_names(uuid)]
+        return self._of(
+            "series", ",".join(uuids), trend.EVERY, {"names": names, "window_s": trend.WINDOW, "events": False}
+        )
+
+    def processes(self, service: str) -> Any:
+        return self._of("processes", service, EVERY, {"service": service})
+
+    def _of(self, call: str, what: str, every: float, args: dict[str, Any]) -> Any:
+        """The answer for what is looked at; for something else it is asked anew."""
+        if call not in self._asked or self._asked[call][0] != what:
+            self._asked[call] = what, Asked(self.find, call, every=every, **args)
+        return self._asked[call][1].get()[0]
+
+    def start(self) -> None:
+        """All else is read from when a page wants it."""
+        self._statuses.start()
+
+    def close(self) -> None:
+        for feed in (self._statuses, self.logs, self.long_log, self.requests, self.live, self.events):
+            feed.close()

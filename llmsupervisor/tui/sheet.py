@@ -1,0 +1,27 @@
+"""A text above the page, until a key is pressed: help, and what figures mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from llmsupervisor.cli.views import Line
+from llmsupervisor.tui.paint import Paint
+
+
+class Sheet(ModalScreen[None]):
+    BINDINGS = [Binding("escape,enter,q,i,question_mark", "dismiss", "back")]
+
+    def __init__(self, paint: Paint, lines: Sequence[Line]) -> None:
+        super().__init__()
+        self._paint = paint
+        self._lines = lines
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="sheet", classes="ascii" if self._paint.ascii else ""):
+            yield Static(self._paint.lines(self._lines))

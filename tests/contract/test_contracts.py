@@ -1,0 +1,126 @@
+"""The examples of `docs/contracts.md` are what `llmsupervisor.link.messages` says they are, key by key."""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+from pathlib import Path
+from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+import pytest
+
+from llmsupervisor.base.errors import Exit
+from llmsupervisor.link import advice, messages
+from llmsupervisor.service.states import State
+
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "contracts.md").read_text()
+NAMED = {
+    "launch.json": messages.Launch,
+    "run.json": messages.RunRecord,
+    "exit.json": messages.ExitRecord,
+    "status": messages.Status,
+    "target": messages.Target,
+    "event": messages.Event,
+    "record": messages.RequestRecord,
+    "advice": advice.Advice,
+    "fixed": advice.Fixed,
+}
+"""Other blocks are named like their type: `hello` is `Hello`."""
+
+
+def blocks() -> list[tuple[str, str]]:
+    return re.findall(r"^```json (\S+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def type_of(name: str) -> Any:
+    return NAMED.get(name) or getattr(messages, name.capitalize())
+
+
+def mismatches(value: object, kind: Any, place: str) -> list[str]:
+    """Where `value` is not of the type `kind`: a TypedDict, list, dict, union, Literal or plain type."""
+    origin = get_origin(kind)
+    if origin is NotRequired:
+        return mismatches(value, get_args(kind)[0], place)
+    if is_typeddict(kind):
+        if not isinstance(value, dict):
+            return [f"{place}: {value!r} is no object"]
+        hints = get_type_hints(kind, include_extras=True)
+        optional = {k for k, hint in hints.items() if get_origin(hint) is NotRequired or not kind.__total__}
+        found = [f"{place}.{k}: not in the type" for k in sorted(set(value) - set(hints))]
+        found += [f"{place}.{k}: not in the example" for k in sorted(set(hints) - optional - set(value))]
+        return found + [m for k in value if k in hints for m in mismatches(value[k], hints[k], f"{place}.{k}")]
+    if origin in (Union, types.UnionType):
+        tried = [mismatches(value, option, place) for option in get_args(kind)]
+        return min(tried, key=len)
+    if origin is Literal:
+        return [] if value in get_args(kind) else [f"{place}: {value!r} is none of {get_args(kind)}"]
+    if origin is list and isinstance(value, list):
+        return [m for i, item in enumerate(value) for m in mismatches(item, get_args(kind)[0], f"{place}[{i}]")]
+    if origin is dict and isinstance(value, dict):
+        return [m for k, item in value.items() for m in mismatches(item, get_args(kind)[1], f"{place}.{k}")]
+    if kind is Any:
+        return []
+    plain = origin or kind
+    fits = type(value) is plain or (plain is float and type(value) is int)
+    return [] if fits else [f"{place}: {value!r} is no {plain.__name__}"]
+
+
+@pytest.mark.parametrize(("name", "text"), blocks(), ids=[name for name, _ in blocks()])
+def test_the_example_is_of_its_type(name: str, text: str) -> None:
+    assert not (found := mismatches(json.loads(text), type_of(name), name)), "\n".join(found)
+
+
+def test_every_named_contract_has_an_example() -> None:
+    assert set(NAMED) | {"hello", "view", "applied", "lease", "stats", "demand", "bad", "finished"} <= {
+        name for name, _ in blocks()
+    }
+
+
+def test_the_list_of_record_fields_is_the_type() -> None:
+    listed = re.search(r"^`(id, time, service, model, .*?)`\.$", TEXT, re.MULTILINE | re.DOTALL)
+    assert listed
+    assert re.split(r",\s+", listed[1]) == list(get_type_hints(messages.RequestRecord))
+
+
+def test_one_list_of_states() -> None:
+    listed = re.search(r"`state` is one of `([A-Z ]+)`", TEXT)
+    assert listed
+    assert listed[1].split() == [s.value for s in State] == list(get_args(messages.StateName))
+
+
+def test_kinds_of_events_are_the_type() -> None:
+    listed = re.search(r"^`kind`: (.*?)\n`service` is null", TEXT, re.MULTILINE | re.DOTALL)
+    assert listed
+    kinds = [part.strip().split("`")[1] for part in listed[1].split(" · ")]
+    assert kinds == list(get_args(get_type_hints(messages.Event)["kind"]))
+
+
+def test_error_codes_are_exit_codes() -> None:
+    assert "`code` an exit code of the command line" in TEXT
+    assert {e.name: int(e) for e in Exit} == {
+        "OK": 0,
+        "FAILURE": 1,
+        "USAGE": 2,
+        "SPEC_INVALID": 3,
+        "IMPOSSIBLE": 4,
+        "UNREACHABLE": 5,
+        "OWNED": 6,
+    }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.pop("daemon"),
+        lambda s: s.update(more=1),
+        lambda s: s["services"][0].update(state="RUNNING"),
+        lambda s: s["services"][0]["targets"][0].update(requests_running="0"),
+        lambda s: s["services"][0]["last_exit"].pop("cause"),
+        lambda s: s.update(v=None),
+    ],
+)
+def test_the_comparison_sees(change: Any) -> None:
+    status = json.loads(dict(blocks())["status"])
+    change(status)
+    assert mismatches(status, messages.Status, "status")

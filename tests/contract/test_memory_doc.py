@@ -1,0 +1,51 @@
+"""The tables of `docs/memory.md` are what the command prints."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from llmsupervisor.cli.main import main
+from llmsupervisor.plan.shapes import llama_3_1_8b
+from llmsupervisor.plan.tables import of_model
+
+PAGE = Path(__file__).parents[2] / "docs" / "memory.md"
+TABLE = re.compile(r"(<!-- table -->\n)(.*)(<!-- end -->)", re.DOTALL)
+
+
+def test_the_tables_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--model-shape", "llama-3.1-8b", "--vram", "24GiB", "--table"]) == 0
+    told = re.sub(r"^## .*\n\n", "", capsys.readouterr().out)
+    page = PAGE.read_text()
+    if os.environ.get("LLMSUPERVISOR_WRITE_DOCS"):
+        page = TABLE.sub(lambda found: found[1] + told + found[3], page)
+        PAGE.write_text(page)
+    found = TABLE.search(page)
+    assert found and found[2] == told, (
+        "write it anew: LLMSUPERVISOR_WRITE_DOCS=1 pytest tests/contract/test_memory_doc.py"
+    )
+
+
+def test_known_figures() -> None:
+    """Of the published files; vLLM logs 14.9888 GiB for the one in bf16 (vLLM #10517)."""
+    model = llama_3_1_8b()
+    sizes = {name: header.weight_bytes for name, header in model.ggufs.items()}
+    assert sizes == {"Q4_K_M": 4_912_898_304, "Q8_0": 8_532_934_912, "F16": 16_061_055_232}
+    assert model.hubs["bf16"].weight_bytes / 1024**3 == pytest.approx(14.9888, abs=0.04)
+    assert "| Q8_0, q8_0 |" in of_model(model, 24 * 1024**3)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--model-shape", "llama-3.1-8b", "--table"], "--vram 24GiB"),
+        (["--model-shape", "gpt-9", "--vram", "24GiB", "--table"], "known: llama-3.1-8b"),
+        (["--model-shape", "llama-3.1-8b", "--vram", "much", "--table"], "--vram: "),
+    ],
+)
+def test_what_the_command_asks_for(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *words]) == 2
+    assert says in capsys.readouterr().err

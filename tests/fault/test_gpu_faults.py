@@ -1,0 +1,359 @@
+"""G faults, each against a real daemon and the real NVML binding over the stand-in library. Numbers: README.md."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from support.control import Refused
+from support.daemon import Json
+from support.faults import QUICK, Box, conditions
+from support.http import Stream
+from support.nvml import Scenario
+from support.wait import wait_until
+
+from llmsupervisor.link import messages
+
+pytestmark = pytest.mark.slow
+CLOCK = Path(__file__).parents[1] / "fixtures" / "clock" / "clock.c"
+ON_GPU: dict[str, Any] = {"gpus": [0], "gpu_memory": "4GiB", **QUICK}
+OOM = "allocating 512.00 MiB on device 0: cudaMalloc failed: out of memory"
+
+
+@pytest.fixture
+def card(faults: Box, library: Path) -> Scenario:
+    card = Scenario(faults.folder / "scenario")
+    faults.daemon.environ |= {"LD_LIBRARY_PATH": str(library), "NVML_SCENARIO": str(card.path)}
+    card.play("gpu GPU-a 24576 1000 0")
+    return card
+
+
+@pytest.fixture
+def stranger() -> Iterator[int]:
+    """A process of somebody else."""
+    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    yield child.pid
+    child.kill()
+    child.communicate()
+
+
+def gpu(faults: Box, uuid: str = "GPU-a") -> Json | None:
+    return next((gpu for gpu in faults.daemon.status()["gpus"] or [] if gpu["uuid"] == uuid), None)
+
+
+def wait_gpu(faults: Box, fits: Any, what: str, uuid: str = "GPU-a", timeout: float = 20.0) -> Json:
+    """The card once `fits(it)` holds."""
+
+    def check() -> Json | None:
+        found = gpu(faults, uuid)
+        return found if found is not None and fits(found) else None
+
+    found = wait_until(check, timeout, lambda: f"{what}: {json.dumps(gpu(faults, uuid))}\n{faults.daemon.told()}")
+    assert found
+    return found
+
+
+def pending(faults: Box, words: str, name: str = "chat") -> Json:
+    return faults.daemon.wait_service(
+        name, lambda s: s["state"] == "PENDING" and words in s["reason"], 30, f"PENDING: {words}"
+    )
+
+
+def test_G1_no_memory_at_load_is_told_and_waits_for_memory(faults: Box, card: Scenario) -> None:
+    card.play("gpu GPU-a 24576 23000 0")
+    faults.up({"oom": 1, "times": 1}, gpus=[0])
+    failed = faults.daemon.wait_state("chat", "FAILED")
+    assert failed["last_exit"]["cause"] == "oom-load" and failed["retry_at"] is None
+    assert "GPU 0: 1.0 GiB were free when it started" in failed["last_exit"]["advice"]
+    faults.once(1)
+    card.play("gpu GPU-a 24576 1000 0")
+    faults.again(1)
+    faults.once(2)
+
+
+def test_G2_no_memory_in_requests_of_an_engine_that_lives(faults: Box, card: Scenario) -> None:
+    before = faults.up({}, **ON_GPU).ready()
+    faults.inject(before, log=OOM)
+    told = faults.daemon.wait_service("chat", lambda s: "out-of-memory" in conditions(s), 20, "the condition")
+    assert OOM in conditions(told)["out-of-memory"] and "leave more room" in conditions(told)["out-of-memory"]
+    assert (told["state"], told["pid"]) == ("READY", before["pid"])
+    faults.inject(before, log=OOM)
+    after = faults.again(1)
+    assert after["last_exit"]["cause"] == "oom-run" and "twice within a minute" in after["last_exit"]["text"]
+    assert "out-of-memory" not in conditions(after)
+
+
+def test_G3_no_memory_in_a_request_ends_the_engine(faults: Box, card: Scenario) -> None:
+    before = faults.up({}, **ON_GPU).ready()
+    with pytest.raises(OSError):
+        faults.inject(before, oom=1)
+    after = faults.again(1)
+    assert after["last_exit"]["cause"] == "oom-run" and after["last_exit"]["code"] == 1
+    assert "GPU 0: 22.5 GiB were free when it started, it was expected to take 4.0 GiB" in after["last_exit"]["advice"]
+
+
+def test_G4_G5_somebody_else_on_the_card(faults: Box, card: Scenario, stranger: int) -> None:
+    card.play("gpu GPU-a 24576 23000 0", f"proc {stranger} 22000")
+    faults.up({}, **ON_GPU)
+    waiting = pending(faults, f"pid {stranger} (")
+    assert "4.0 GiB on GPU 0, 1.0 GiB free" in waiting["reason"] and "21.5 GiB" in waiting["reason"]
+    faults.once(0)
+    card.play("gpu GPU-a 24576 1000 0")
+    ours = faults.ready()["pid"]
+    wait_gpu(faults, lambda g: not g["conditions"], "nobody else")
+    for there in (10000, 12000):
+        card.play(f"gpu GPU-a 24576 {there + 3000} 0", f"proc {ours} 3000", f"proc {stranger} {there}")
+        size = f"{round(there / 256) / 4:.1f} GiB"
+        found = wait_gpu(faults, lambda g, size=size: size in conditions(g).get("foreign", ""), f"{size} of a stranger")
+        assert f"pid {stranger} (" in conditions(found)["foreign"]
+    assert faults.daemon.service("chat")["pid"] == ours
+    big = faults.fake({}, gpus=[0], gpu_memory="16GiB")
+    faults.daemon.write({"chat": faults.fake({}, **ON_GPU), "big": big})
+    wait_until(lambda: len(faults.daemon.status()["services"]) == 2, 20, "the second service")
+    assert "16.0 GiB on GPU 0, 8.9 GiB free" in pending(faults, f"pid {stranger} (", "big")["reason"]
+    card.play("gpu GPU-a 24576 1000 0")
+
+
+def test_G7_what_runs_on_a_lost_card_waits_and_the_others_go_on(faults: Box, card: Scenario) -> None:
+    card.play("gpu GPU-a 24576 1000 0", "gpu GPU-b 24576 1000 0")
+    faults.daemon.write({"chat": faults.fake({}, **ON_GPU), "other": faults.fake({}, **ON_GPU | {"gpus": [1]})})
+    faults.daemon.up()
+    faults.ready()
+    other = faults.ready("other")["pid"]
+    card.play("gpu GPU-a 24576 1000 15", "gpu GPU-b 24576 1000 0")
+    reason = pending(faults, "GPU 0 is quarantined: it is lost")["reason"]
+    assert "GPU is lost" in reason and "`llmsupervisor take 0`" in reason
+    assert faults.exits()[0]["cause"] == "gpu-lost"
+    lost = gpu(faults)
+    assert lost and (lost["index"], lost["name"]) == (0, "Stand-in 9000")
+    assert "GPU is lost" in lost["error"] and lost["memory_used_bytes"] is None
+    assert "it is lost" in lost["quarantine"]["reason"] and "quarantined" in conditions(lost)
+    card.play("gpu GPU-b 24576 1000 0")  # not even listed any more, and another one has its index
+    wait_gpu(faults, lambda g: "missing" in conditions(g), "the missing card")
+    assert faults.daemon.service("other")["pid"] == other
+    card.play("gpu GPU-a 24576 1000 0", "gpu GPU-b 24576 1000 0")
+    wait_gpu(faults, lambda g: g["error"] is None, "the card back")
+    pending(faults, "GPU 0 is quarantined: it is lost")  # a person decides
+    faults.once(1)
+    assert "was quarantined" in faults.daemon.cli("take", "0").stdout
+    assert faults.again(1)["pid"] and faults.daemon.service("other")["pid"] == other
+    faults.once(2)
+
+
+def test_G8_G10_services_are_kept_while_nvml_is_of_no_use(faults: Box, card: Scenario) -> None:
+    """It crashes; then driver and library differ: at run time, and for a daemon that begins like that."""
+    pid = faults.up({}, **ON_GPU).ready()["pid"]
+    wait_until(lambda: faults.daemon.status()["nvml"]["time"], 20, "a first look")
+    card.play("abort")
+    wait_until(lambda: faults.daemon.status()["gpus"] is None, 20, "unreadable")
+    nvml = faults.daemon.status()["nvml"]
+    assert nvml["error"] == "the GPU sampler ended by signal 6" and nvml["time"] and nvml["driver"] == "580.95.05"
+    card.play("init 18", "count 18")
+    own = lambda: conditions(faults.daemon.status()["daemon"]).get("gpus-unread", "")  # noqa: E731
+    wait_until(lambda: "until a reboot" in own(), 20, lambda: own())
+    faults.daemon.kill9()
+    faults.daemon.restart()
+    wait_until(lambda: "until a reboot" in own(), 20, lambda: own())
+    kept = faults.daemon.wait_state("chat", "READY")
+    assert (kept["pid"], kept["restarts"]) == (pid, 0)
+    card.play("gpu GPU-a 24576 1000 0")
+    wait_gpu(faults, lambda g: g["error"] is None, "the card back", timeout=40)
+    assert not own() and faults.daemon.service("chat")["pid"] == pid
+
+
+def test_G11_cards_that_change_places(faults: Box, card: Scenario) -> None:
+    faults.daemon.write({"chat": faults.fake({}, **ON_GPU | {"gpus": [1]})})
+    card.play("gpu GPU-a 24576 1000 0", "gpu GPU-b 24576 1000 0")
+    faults.daemon.up()
+    pid = faults.ready()["pid"]
+    card.play("gpu GPU-b 24576 4000 0", f"proc {pid} 3000", "gpu GPU-c 24576 1 0", "gpu GPU-a 24576 1000 0")
+    moved = wait_gpu(faults, lambda g: g["index"] == 0 and g["processes"], "another index", "GPU-b")
+    assert [process["service"] for process in moved["processes"]] == ["chat"]
+    assert faults.daemon.service("chat")["pid"] == pid
+    card.play("gpu GPU-b 24576 1000 0", "gpu GPU-c 24576 1 0", "gpu GPU-a 24576 1000 0")
+    faults.daemon.call("restart", service="chat", by="test", timeout=60)
+    faults.again(1)
+    assert faults.daemon.run_file("chat", "launch.json")["gpus"] == ["GPU-b"]
+
+
+def test_G12_what_is_not_told_is_null(faults: Box, card: Scenario) -> None:
+    card.play("gpu GPU-a 24576 1000 0", "memory 3", "list 3", "code busy 3", "code temperature 999", "code events 4")
+    faults.up({}, **ON_GPU).ready()
+    found = wait_gpu(faults, lambda g: True, "the card")
+    told = {"uuid", "index", "name", "clocks", "conditions"}
+    assert {key for key, value in found.items() if value is not None} == told
+    assert set(found["clocks"].values()) == {None} and found["conditions"] == []
+    assert faults.daemon.service("chat")["vram_bytes"] is None
+    assert "VRAM – of – (–)" in faults.daemon.cli("gpus").stdout
+
+
+def test_G13_pids_of_another_world(faults: Box, card: Scenario) -> None:
+    """As in a container: the memory is what the use of the card rose by, and it says so."""
+    alien = f"proc {2**22 + 7} 3000"
+    faults.daemon.write({"chat": faults.fake({"ready_after": 3}, gpus=[0])})
+    faults.daemon.up()
+    faults.wait_starts(1)
+    card.play("gpu GPU-a 24576 4000 0", alien)
+    held = faults.daemon.wait_service("chat", lambda s: s["vram_bytes"], 20, "what it holds")
+    assert (held["vram_bytes"], held["vram_source"]) == (3000 << 20, "delta")
+    found = wait_gpu(faults, lambda g: "pids-hidden" in conditions(g), "the flag")
+    assert "foreign" not in conditions(found) and found["processes"][0]["user"] is None
+
+
+def test_G14_xids(faults: Box, card: Scenario) -> None:
+    """An application's: its service is asked, and replaced only where it fails. The card's: nothing more is started there,
+    over a restart of the daemon, until somebody takes it back."""
+    line = "gpu GPU-a 24576 1000 0"
+    before = faults.up({}, **ON_GPU).ready()
+    asked = lambda: faults.inject(before)["tasks"]  # noqa: E731
+    wait_gpu(faults, lambda g: g["xids"] == [], "a card that is listened to")
+    so_far = asked()
+    card.play(line, "xid 31", "xid 31")
+    told = wait_gpu(faults, lambda g: g["xids"], "the XID")["xids"]
+    assert [(x["code"], x["kind"], x["count"]) for x in told] == [(31, "application", 2)]
+    wait_until(lambda: faults.daemon.events(kind="gpu", code=31), 5, "the event")
+    wait_until(lambda: asked() == so_far + 1, 20, "one request of its task")
+    faults.inject(before, http_500="CUDA error: an illegal memory access was encountered")
+    assert faults.daemon.service("chat")["restarts"] == 0
+    card.play(line, "xid 13")
+    after = faults.again(1)
+    assert "XID 13 (graphics engine exception) on GPU 0; a probe failed: 500" in after["last_exit"]["text"]
+    assert (gpu(faults) or {})["quarantine"] is None
+    card.play(line, "xid 95")
+    found = wait_gpu(faults, lambda g: g["quarantine"], "the quarantine")
+    assert found["quarantine"]["reason"] == "XID 95 (uncontained ECC error)"
+    kept = faults.daemon.wait_service("chat", lambda s: "gpu-closed" in conditions(s), 20, "the condition")
+    assert (kept["state"], kept["pid"]) == ("READY", after["pid"])
+    faults.daemon.kill9()
+    faults.daemon.restart()
+    assert faults.daemon.wait_state("chat", "READY")["pid"] == after["pid"]
+    faults.daemon.call("restart", service="chat", by="test", wait=False)
+    pending(faults, "GPU 0 is quarantined: XID 95")
+    faults.daemon.call("take", gpu="GPU-a", by="test")
+    faults.ready()
+    assert (gpu(faults) or {})["conditions"] == []
+
+
+def test_G15_slowed_by_heat_or_power_is_shown(faults: Box, card: Scenario) -> None:
+    pid = faults.up({}, **ON_GPU).ready()["pid"]
+    card.play(
+        "gpu GPU-a 24576 1000 0", "value limits 36", "value power 349000", "value power_limit 350000", "value sm 900"
+    )
+    found = wait_gpu(faults, lambda g: g["clock_limits"], "the limits")
+    assert found["clock_limits"] == ["power_cap", "thermal"] and found["power_w"] == 349.0
+    assert wait_gpu(faults, lambda g: g["conditions"], "a condition")["conditions"][0]["id"] == "clocks-limited"
+    status = faults.daemon.status()
+    for told, kind in (
+        (status["gpus"][0], messages.Gpu),
+        (status["nvml"], messages.Nvml),
+        (status["host"], messages.Host),
+    ):
+        assert set(told) == set(get_type_hints(kind))
+    wait_until(lambda: faults.daemon.status()["host"]["weights"], 20, "a look at the disks")
+    (weights,) = faults.daemon.status()["host"]["weights"]
+    assert (weights["service"], weights["bytes"]) == ("chat", faults.model.stat().st_size)
+    assert "slowed by power_cap, thermal" in faults.daemon.cli("gpus").stdout
+    assert faults.daemon.service("chat")["pid"] == pid
+
+
+def test_G16_suspend_and_resume(faults: Box, card: Scenario) -> None:
+    """Every handle is void: NVML begins anew in a fresh process. The services are asked: one of them did not survive."""
+    library, asleep = faults.folder / "clock.so", faults.folder / "asleep"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(CLOCK), "-ldl"], check=True)
+    asleep.write_text("0")
+    faults.daemon.environ |= {"LD_PRELOAD": str(library), "CLOCK_ASLEEP": str(asleep)}
+    faults.daemon.write({"chat": faults.fake({}, **ON_GPU), "other": faults.fake({}, **ON_GPU)})
+    faults.daemon.up()
+    pid, broken = faults.ready()["pid"], faults.ready("other")
+    wait_gpu(faults, lambda g: g["memory_used_bytes"] == 1000 << 20, "the card")
+    faults.inject(broken, http_500="CUDA error: unknown error")
+    card.play("gpu GPU-a 24576 2000 0", "void")
+    asleep.write_text("3600")
+    after = faults.again(1, "other")
+    assert "the machine was suspended; a probe failed: 500" in after["last_exit"]["text"]
+    wait_gpu(faults, lambda g: g["memory_used_bytes"] == 2000 << 20, "a fresh look")
+    assert [round(e["slept_s"]) for e in faults.daemon.events(what="resumed")] == [3600]
+    assert faults.daemon.service("chat")["pid"] == pid and not (gpu(faults) or {})["conditions"]
+
+
+def test_G17_a_driver_that_is_not_complete_yet(faults: Box, card: Scenario) -> None:
+    devices = faults.folder / "dev"
+    devices.mkdir()
+    (devices / "nvidiactl").touch()
+    faults.daemon.environ["LLMSUPERVISOR_DEVICES"] = str(devices)
+    faults.up({}, **ON_GPU)
+    pending(faults, f"waits for {devices}/nvidia-uvm")
+    faults.once(0)
+    (devices / "nvidia-uvm").touch()
+    faults.ready()
+
+
+def test_G17_a_card_that_comes_later_than_the_daemon(faults: Box, card: Scenario) -> None:
+    """At boot the driver may know fewer cards than the spec needs."""
+    faults.up({}, gpus=[1], gpu_memory="4GiB", **QUICK)
+    pending(faults, "no GPU has index 1")
+    faults.once(0)
+    card.play("gpu GPU-a 24576 1000 0", "gpu GPU-b 24576 1000 0")
+    faults.ready()
+    faults.once(1)
+
+
+# --- lending ------------------------------------------------------------------------------------------------------
+
+
+def test_a_card_is_lent_and_taken_back(faults: Box, card: Scenario) -> None:
+    card.play("gpu GPU-a 24576 1000 0", "gpu GPU-b 24576 1000 0")
+    faults.daemon.write({"chat": faults.fake({}, **ON_GPU), "other": faults.fake({}, **ON_GPU | {"gpus": [1]})})
+    faults.daemon.up()
+    faults.ready()
+    other = faults.ready("other")["pid"]
+    wrong = faults.daemon.cli("lend", "0", "--for", "soon")
+    assert wrong.returncode == 2 and "'soon' is not a duration" in wrong.stderr
+    done = faults.daemon.cli("lend", "0", "--for", "2h", timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("chat ")][-1] == "PENDING"
+    waiting = faults.daemon.service("chat")
+    assert waiting["pid"] is None and "GPU 0 is lent to " in waiting["reason"] and " until " in waiting["reason"]
+    lent = (gpu(faults) or {})["lent"]
+    assert lent["until"] - lent["since"] == 7200
+    (event,) = faults.daemon.events(kind="operator", call="lend")
+    assert (event["gpu"], event["by"], event["until"]) == ("GPU-a", lent["by"], lent["until"])
+    assert f"lent to {lent['by']}" in faults.daemon.cli("gpus").stdout
+
+    faults.daemon.kill9()
+    faults.daemon.restart()
+    pending(faults, "GPU 0 is lent to ")
+    with pytest.raises(Refused, match=r"no GPU '7'; this box has 0 .GPU-a., 1 .GPU-b."):
+        faults.daemon.call("lend", gpu=7, by="test")
+    faults.daemon.call("start", service="chat", by="test", wait=False)
+    pending(faults, "GPU 0 is lent to ")
+    faults.once(1)
+    assert "was lent to" in faults.daemon.cli("take", "0").stdout
+    faults.ready()
+    assert "neither lent nor quarantined" in faults.daemon.cli("take", "0").stdout
+    assert faults.daemon.service("other")["pid"] == other
+
+
+def test_a_loan_ends_by_itself_and_survives_a_death_in_its_drain(faults: Box, card: Scenario) -> None:
+    """The daemon dies while it drains; the next one goes on with that, and gives the card back when the time is over."""
+    slow = {**ON_GPU, "drain_timeout": "30s"}
+    before = faults.up({"token_ms": 100}, **slow).ready()
+    key = faults.daemon.key("chat")
+    with Stream(before["endpoint"], key, 400) as stream:
+        stream.first()
+        faults.daemon.call("lend", gpu=0, by="alice", wait=False)
+        faults.daemon.wait_state("chat", "DRAINING")
+        faults.daemon.kill9()
+        faults.daemon.restart()
+        faults.daemon.wait_state("chat", "DRAINING")
+    assert " until `llmsupervisor take 0`" in pending(faults, "GPU 0 is lent to alice")["reason"]
+    faults.daemon.call("lend", gpu=0, by="alice", for_s=1)
+    faults.daemon.wait_service("chat", lambda s: s["state"] == "READY" and s["pid"] != before["pid"], 60, "its return")
+    assert (gpu(faults) or {})["lent"] is None
+    assert any("the time is over for which alice had it" in e["text"] for e in faults.daemon.events(kind="gpu"))
+    faults.once(2)

@@ -1,0 +1,364 @@
+"""Faults of engines on the wire, and of many requests at once: W10–W15, W17–W20, W23 of the catalogue."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from gateway.standalone import CHUNKED, LAST, Answer, Engine, Standalone, chunk, drain, key, post, reset, whole
+from support.wait import wait_until
+
+STREAM = {"model": "chat", "messages": [], "stream": True}
+
+
+def slowly(sock: socket.socket, request: bytes) -> bytes:
+    time.sleep(0.002)
+    return whole(b"{}")
+
+
+# --- engines that die ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [socket.socket.close, reset], ids=["closed", "reset"])
+def test_W10_an_engine_that_dies_before_it_answers(gateway: Standalone, end: Any) -> None:
+    gateway.engine.act = lambda sock, request: end(sock)
+    began = time.monotonic()
+    answer = gateway.ask()
+    assert answer.status == 502 and answer.code == "upstream_failed" and "clos" in answer.error["message"]
+    assert time.monotonic() - began < 1
+    assert gateway.hear("bad")["endpoint"] == "chat@1"
+    assert len(gateway.engine.requests) == 1, "a POST is sent once"
+    assert gateway.running() == 0
+
+
+def test_W11_an_engine_that_dies_in_a_stream(gateway: Standalone) -> None:
+    def act(sock: socket.socket, request: bytes) -> None:
+        sock.sendall(CHUNKED + chunk(b"data: 1\n\ndata: ha"))
+        sock.close()
+
+    gateway.engine.act = act
+    answer = gateway.ask(STREAM)
+    assert answer.body.startswith(b"data: 1\n\ndata: ha\n\nevent: error\ndata: {")
+    assert answer.error["type"] == "server_error" and answer.body.endswith(b"}\n\n")
+    assert not answer.complete, "it never looks complete"
+    assert gateway.hear("bad") == {"type": "bad", "endpoint": "chat@1", "kind": "reset"}
+
+
+def test_W11_an_engine_that_dies_inside_a_chunk(gateway: Standalone) -> None:
+    def act(sock: socket.socket, request: bytes) -> None:
+        sock.sendall(CHUNKED + b"20\r\ndata: ha")
+        sock.close()
+
+    gateway.engine.act = act
+    answer = gateway.ask(STREAM)
+    assert answer.data == CHUNKED + b"20\r\ndata: ha" and not answer.complete
+
+
+def test_W11_an_engine_that_dies_in_a_sized_answer(gateway: Standalone) -> None:
+    def act(sock: socket.socket, request: bytes) -> None:
+        sock.sendall(whole(b'{"a": 1}')[:-3])
+        sock.close()
+
+    gateway.engine.act = act
+    answer = gateway.ask()
+    assert answer.body == b'{"a":' and not answer.complete
+
+
+def test_W11_a_stream_framed_by_its_end_is_reset(gateway: Standalone) -> None:
+    """An engine that is reset there leaves nothing that shows the cut but a reset, or an error event."""
+
+    def act(sock: socket.socket, request: bytes) -> None:
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+        time.sleep(0.05)
+        reset(sock)
+
+    gateway.engine.act = act
+    answer = gateway.ask(STREAM)
+    assert answer.error["code"] == "upstream_failed"
+
+
+def test_W12_an_engine_that_hangs_mid_stream(gateway: Standalone) -> None:
+    """One that says anything at all, be it a comment, does not hang."""
+    gateway.apply(limits={"silence_s": 0.5})
+
+    def act(sock: socket.socket, request: bytes) -> None:
+        sock.sendall(CHUNKED + chunk(b"data: 1\n\n"))
+        for _ in range(12):
+            time.sleep(0.15)
+            sock.sendall(chunk(b": alive\n\n"))
+        sock.recv(1)
+
+    gateway.engine.act = act
+    began = time.monotonic()
+    answer = gateway.ask(STREAM)
+    assert 2.2 < time.monotonic() - began < 6
+    assert answer.body.count(b": alive") == 12 and not answer.complete
+    assert answer.error["type"] == "server_error"
+    assert gateway.engine.hung_up.wait(5) and gateway.hear("bad")["endpoint"] == "chat@1"
+    assert gateway.running() == 0
+
+
+# --- odd answers --------------------------------------------------------------------------------------------------
+
+FOX = 'data: {"choices":[{"delta":{"content":"né🦊日本"}}]}\n\n'.encode()
+ODD = {
+    "split characters": FOX + b"data: [DONE]\n\n",
+    "CRLF": FOX.replace(b"\n", b"\r\n") + b"data: [DONE]\r\n\r\n",
+    "carriage returns": FOX.replace(b"\n", b"\r") + b"data: [DONE]\r\r",
+    "several lines of data": b'data: {"choices":\ndata: [{"delta":{"content":"a"}}]}\n\ndata: [DONE]\n\n',
+    "no end": FOX,
+    "half an event": FOX + b'data: {"choices":[{"del',
+    "no JSON": b"data: {nothing\n\ndata: nothing\n\n" + FOX,
+    "comments": b": one\n\n: two\n\n" + FOX + b": three\n\ndata: [DONE]\n\n",
+    "fields nobody knows": b"id: 7\nretry: 10\nevent: x\n" + FOX + b"data\n\ndata:\n\n",
+    "invalid UTF-8": b'data: {"choices":[{"delta":{"content":"\xff\xfe\xc3"}}]}\n\ndata: [DONE]\n\n',
+    "a byte order mark": b"\xef\xbb\xbf" + FOX,
+    "no space": b"data:" + FOX[6:] + b"data:[DONE]\n\n",
+    "NUL": b"data: a\0b\n\n",
+    "numbers for everything": b'data: 1\n\ndata: null\n\ndata: []\n\ndata: {"choices":7,"usage":"x","timings":[]}\n\n',
+}
+
+
+def test_W13_odd_streams_pass_unchanged(gateway: Standalone) -> None:
+    """In every split of their bytes that a network may make: here one byte after the other, and all at once."""
+    for name, body in ODD.items():
+
+        def piecewise(sock: socket.socket, request: bytes, body: bytes = body) -> None:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.sendall(CHUNKED)
+            for i in range(len(body)):
+                sock.sendall(chunk(body[i : i + 1]))
+            sock.sendall(LAST)
+
+        for act in (piecewise, lambda sock, request, body=body: sock.sendall(CHUNKED + chunk(body) + LAST)):
+            gateway.engine.act = act
+            answer = gateway.ask(STREAM)
+            assert answer.body == body and answer.complete, name
+    for record in gateway.records(2 * len(ODD)):
+        assert record["prompt_tokens"] is None and record["cached_tokens"] is None, "unknown is not a number"
+        assert "engine" not in record["sources"].values()
+
+
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+def test_W14_usage_that_only_we_asked_for_is_taken_out(gateway: Standalone) -> None:
+    """Of an engine whose definition says that its streams always end with it; who asked gets it."""
+    gateway.apply(traits={"usage_forced": True, "remove": ["metrics"]})
+    gateway.engine.act = lambda sock, request: sock.sendall(CHUNKED + chunk(FOX) + chunk(USAGE + DONE) + LAST)
+    assert gateway.ask(STREAM).body == FOX + DONE
+    assert gateway.ask({**STREAM, "stream_options": {"include_usage": False}}).body == FOX + DONE
+    assert gateway.ask({**STREAM, "stream_options": {"include_usage": True}}).body == FOX + USAGE + DONE
+
+
+def test_W14_nothing_is_injected_where_nothing_is_forced(gateway: Standalone) -> None:
+    """And an answer without figures is an answer."""
+    gateway.engine.act = lambda sock, request: sock.sendall(CHUNKED + chunk(FOX + DONE) + LAST)
+    assert gateway.ask(STREAM).body == FOX + DONE
+    assert gateway.engine.said() == [STREAM]
+
+
+def test_W15_an_answer_framed_by_its_end(gateway: Standalone) -> None:
+    answer = b"HTTP/1.0 200 OK\r\n\r\nall of it"
+
+    def act(sock: socket.socket, request: bytes) -> None:
+        sock.sendall(answer)
+        sock.shutdown(socket.SHUT_WR)
+
+    gateway.engine.act = act
+    assert gateway.say(post()) == answer
+
+
+def test_W15_a_compressed_answer_passes_as_it_is(gateway: Standalone) -> None:
+    """We ask for none; who compresses all the same is not understood, and not broken."""
+    body = gzip.compress(b'{"usage": {}}')
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: gzip"
+    gateway.engine.act = lambda sock, request: sock.sendall(whole(body, head))
+    for model in ("chat", "smollm2"):
+        answer = gateway.ask({"model": model})
+        assert answer.body == body and answer.headers["Content-Encoding"] == "gzip"
+    assert all(b"accept-encoding: identity" in request.lower() for request in gateway.engine.requests)
+
+
+def test_W15_interim_answers(gateway: Standalone) -> None:
+    early = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    gateway.engine.act = lambda sock, request: sock.sendall(early + whole(b"{}"))
+    answer = gateway.say(post(headers="Connection: close\r\n"))
+    assert Answer(answer.removeprefix(early)).body == b"{}"
+
+
+# --- many at once -------------------------------------------------------------------------------------------------
+
+
+def test_W17_a_switch_under_load(gateway: Standalone) -> None:
+    """Streams at the one end whole while it drains; what is for the other waits, as far as there is room."""
+    gate = threading.Event()
+
+    def act(sock: socket.socket, request: bytes) -> None:
+        if json.loads(request.partition(b"\r\n\r\n")[2])["model"] != "a":
+            sock.sendall(whole(b'{"model": "b"}'))
+            return
+        sock.sendall(CHUNKED + chunk(FOX))
+        assert gate.wait(20)
+        sock.sendall(chunk(DONE) + LAST)
+
+    gateway.engine.act = act
+    a = {"target": "a", "service": "a", "endpoint": "a@1", "names": ["a"], "model": "a", "parallel": 50}
+    b = {"target": "b", "service": "b", "endpoint": "b@1", "names": ["b"], "model": "b"}
+    limits = {"queue_size": 5, "queue_deadline_s": 20}
+    gateway.apply(**a, more=[{**b, "state": "hold", "address": None, "reason": "IDLE"}], limits=limits)
+    with ThreadPoolExecutor(50) as pool:
+        streams = [pool.submit(gateway.ask, {**STREAM, "model": "a"}) for _ in range(40)]
+        wait_until(lambda: gateway.engine.in_flight == 40, 10, "the streams")
+        gateway.apply(**{**a, "state": "drain"}, more=[{**b, "state": "hold", "address": None}], limits=limits)
+        waiting = [pool.submit(gateway.ask, {"model": "b"}) for _ in range(6)]
+        wait_until(lambda: any(each.done() for each in waiting), 10, "one too many")
+        full = next(each for each in waiting if each.done()).result()
+        assert full.status == 503 and full.code == "queue_full" and int(full.headers["Retry-After"]) >= 1
+        assert sum(each.done() for each in waiting) == 1
+        gate.set()
+        assert all(each.result().complete and each.result().body == FOX + DONE for each in streams)
+        gateway.apply(**{**a, "state": "gone"}, more=[b], limits=limits)
+        assert sorted(each.result().status for each in waiting) == [200] * 5 + [503]
+
+
+def test_W18_a_herd_at_ready(gateway: Standalone) -> None:
+    """Never more in flight than `parallel`, nobody forgotten, and one client cannot keep the others waiting."""
+    keys = [key("many", "k-many"), key("few", "k-few")]
+    gateway.engine.act = slowly
+    gateway.apply(state="hold", address=None, keys=keys, parallel=3)
+    order: list[str] = []
+
+    def ask(name: str) -> int:
+        answer = gateway.ask({"model": "chat", "prompt": "x" * 8192}, headers=f"Authorization: Bearer k-{name}\r\n")
+        order.append(name)
+        return answer.status
+
+    with ThreadPoolExecutor(220) as pool:
+        asked = [pool.submit(ask, "many") for _ in range(200)]
+        wait_until(lambda: gateway.queued() == 200, 10, "the herd")
+        asked += [pool.submit(ask, "few") for _ in range(10)]
+        wait_until(lambda: gateway.queued() == 210, 10, "all of it")
+        gateway.apply(keys=keys, parallel=3)
+        assert {each.result() for each in asked} == {200}
+    assert gateway.engine.most <= 3
+    assert max(i for i, name in enumerate(order) if name == "few") < 60
+    assert len(gateway.engine.requests) == 210 and gateway.running() == 0
+
+
+def test_W19_a_restart_behind_kept_connections(gateway: Standalone) -> None:
+    """Not one request goes to the old process, and not one fails."""
+    old, new = gateway.engine, Engine()
+
+    def another(n: int) -> None:
+        for sock in clients:
+            sock.sendall(post())
+        assert [sock.recv(65536).split()[1] for sock in clients] == [b"200"] * len(clients)
+        assert (len(old.requests), len(new.requests)) == (10, n)
+
+    gateway.apply(parallel=None)
+    clients = [gateway.client() for _ in range(10)]
+    another(0)
+    gateway.apply(parallel=None, state="drain")
+    old.close()
+    gateway.apply(parallel=None, endpoint="chat@2", address=new.address)
+    another(10)
+    another(20)
+    new.close()
+    for sock in clients:
+        sock.close()
+
+
+def test_W19_W20_an_engine_that_closes_after_each_answer(gateway: Standalone) -> None:
+    """Though it had promised to keep the connection: no request is lost in the race, and none is sent twice."""
+
+    def act(sock: socket.socket, request: bytes) -> None:
+        sock.sendall(whole(b"{}"))
+        sock.close()
+
+    gateway.engine.act = act
+    with gateway.client() as sock:
+        for i in range(100):
+            sock.sendall(post({"model": "chat", "user": str(i)}))
+            assert sock.recv(65536).split()[1] == b"200"
+    assert [said["user"] for said in gateway.engine.said()] == [str(i) for i in range(100)]
+
+
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 O", CHUNKED, b"\0\1\2", whole(b"{}", b"HTTP/1.1 500 X")])
+def test_W20_a_request_is_sent_once_whatever_happens(gateway: Standalone, sent: bytes) -> None:
+    def act(sock: socket.socket, request: bytes) -> None:
+        sock.sendall(sent)
+        reset(sock) if len(sent) < 20 else sock.close()
+
+    gateway.engine.act = act
+    before = gateway.descriptors()
+    answer = gateway.say(post(headers="Connection: close\r\n"))
+    assert not answer or Answer(answer).status in (200, 500, 502)
+    wait_until(lambda: gateway.descriptors() == before, 5, "its connections to be closed")
+    assert len(gateway.engine.requests) == 1 and gateway.running() == 0
+
+
+def test_W20_pipelined_requests_are_each_sent_once(gateway: Standalone) -> None:
+    with gateway.client() as sock:
+        last = post({"model": "chat", "user": "19"}, headers="Connection: close\r\n")
+        sock.sendall(b"".join(post({"model": "chat", "user": str(i)}) for i in range(19)) + last)
+        assert drain(sock).count(b"HTTP/1.1 200") == 20
+    assert [said["user"] for said in gateway.engine.said()] == [str(i) for i in range(20)]
+
+
+# --- figures that cannot be --------------------------------------------------------------------------------------------
+
+TIMING = {
+    "prefill_ms": "timings.prompt_ms",
+    "decode_ms": "timings.predicted_ms",
+    "prompt_tokens": "usage.prompt_tokens",
+}
+SAID = {
+    "absurd": '"prompt_ms":1e12,"predicted_ms":-5',
+    "endless": '"prompt_ms":1e999,"predicted_ms":99999999999999999999999999999',
+    "no numbers": '"prompt_ms":"7","predicted_ms":null',
+    "of other kinds": '"prompt_ms":[1],"predicted_ms":{"a":1}',
+    "flags": '"prompt_ms":true,"predicted_ms":false',
+}
+
+
+def figures(gateway: Standalone, said: str) -> dict[str, Any]:
+    """The record of an answer of 60 ms of prefill and 120 ms of decode, whose engine says otherwise."""
+    last = f'data: {{"choices":[{{"delta":{{}},"finish_reason":"stop"}}],"timings":{{{said}}}}}\n\n'.encode()
+
+    def act(sock: socket.socket, request: bytes) -> None:
+        time.sleep(0.06)
+        sock.sendall(CHUNKED + chunk(FOX))
+        time.sleep(0.12)
+        sock.sendall(chunk(FOX) + chunk(last + DONE) + LAST)
+
+    gateway.engine.act = act
+    assert gateway.ask(STREAM).body == FOX + FOX + last + DONE
+    return gateway.records(len(gateway.engine.requests))[-1]
+
+
+@pytest.mark.parametrize("said", SAID.values(), ids=SAID)
+def test_W23_absurd_figures_are_told_and_not_believed(gateway: Standalone, said: str) -> None:
+    gateway.apply(traits={"timing": TIMING})
+    record = figures(gateway, said)
+    assert 50 < record["prefill_ms"] < 150 and 110 < record["decode_ms"] < 200
+    assert record["sources"]["prefill_ms"] == record["sources"]["decode_ms"] == "gateway"
+    if "e12" in said:
+        assert float(record["sources"]["prefill_ms_engine"]) == 1e12
+        assert float(record["sources"]["decode_ms_engine"]) == -5
+
+
+def test_W23_figures_that_differ_are_marked(gateway: Standalone) -> None:
+    gateway.apply(traits={"timing": TIMING})
+    record = figures(gateway, '"prompt_ms":58,"predicted_ms":50')
+    assert record["decode_ms"] == 50 and record["sources"]["decode_ms"] == "both"
+    assert 110 < float(record["sources"]["decode_ms_gateway"]) < 200
+    assert record["prefill_ms"] == 58 and record["sources"]["prefill_ms"] == "engine"
+    assert figures(gateway, '"prompt_ms":58,"predicted_ms":121')["sources"]["decode_ms"] == "engine"

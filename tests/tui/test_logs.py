@@ -1,0 +1,183 @@
+"""The page of a log, what it searches, and the crash records behind it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+from tui.driving import PLACES, drive, until
+from tui.samples import service
+from tui.stand_in import StandIn
+
+from llmsupervisor.cli.views import text_of
+from llmsupervisor.tui.logtext import KEPT, Entry, LogText
+
+CRASH = {
+    "record": "20260901T120000-chat-f3a9.json", "service": "chat", "run": "f3a9", "attempt": 2,
+    "exit": {"cause": "oom_load", "text": "cudaMalloc failed: out of memory", "advice": "lower context_length", "time": time.time() - 60},
+    "rendered": {"argv": ["/usr/bin/llama-server", "-m", "m.gguf"], "env": {"PATH": "/usr/bin"}},
+    "log": ["loading", "its last words"],
+}  # fmt: skip
+
+
+def text(*lines: str) -> LogText:
+    log = LogText()
+    log.add(Entry(line) for line in lines)
+    return log
+
+
+def shown(log: LogText, height: int = 5, room: int = 40) -> list[str]:
+    return [text_of(line) for line in log.window(height, room)]
+
+
+def test_the_end_is_followed_until_it_is_left_and_again_when_it_is_reached() -> None:
+    log = text(*(f"line {n}" for n in range(20)))
+    assert shown(log) == [f"line {n}" for n in range(15, 20)]
+    log.move(-3, 5, 40)
+    log.add([Entry("new")])
+    assert shown(log)[0] == "line 12" and log.unseen == 1
+    log.move(100, 5, 40)
+    assert log.top is None and shown(log)[-1] == "new" and log.unseen == 0
+
+
+def test_a_search_goes_round_and_begins_at_the_last_hit() -> None:
+    log = text(*("hit" if n % 7 == 0 else "no" for n in range(30)))
+    log.search("h.t")
+    seen = []
+    for by in (-1, -1, 1, 1, 1):
+        log.step(by, 5, 40)
+        seen.append(log.hit)
+    assert seen == [28, 21, 28, 0, 7] and len(log.hits()) == 5
+    assert "hit" in shown(log)
+    log.search("[")
+    log.step(1, 5, 40)
+    assert log.hits() == [], "what is no expression is searched as it stands"
+
+
+def test_only_what_looks_wrong_and_the_marks() -> None:
+    log = text("I fine", "W slot: n_past", "ERROR out", "0 errors", "CUDA error: out of memory")
+    log.add([Entry("mark 12:00", "mark")])
+    log.filter_bad(True)
+    log.add([Entry("fine again"), Entry("Traceback (most recent call last):")])
+    assert [line[:8] for line in shown(log, 9)] == ["W slot: ", "ERROR ou", "CUDA err", "── mark ", "Tracebac"]
+
+
+def test_wrapped_lines_fill_the_window_from_its_end() -> None:
+    log = text("a" * 25, "b" * 25, "c")
+    log.wrap = True
+    assert shown(log, 4, 10) == ["b" * 10, "b" * 10, "b" * 5, "c"]
+    wide = text("日" * 7)
+    wide.wrap = True
+    assert shown(wide, 4, 10) == ["日" * 5, "日" * 2]
+
+
+def test_old_lines_go_and_places_stay() -> None:
+    log = text(*(f"{n}" for n in range(KEPT)))
+    log.move(-10, 5, 40)
+    top = shown(log)[0]
+    log.add(Entry(f"new {n}") for n in range(20))
+    assert shown(log)[0] == top and log.length == KEPT
+    log.move(-10 * KEPT, 5, 40)
+    assert shown(log)[0] == "20"
+    log.add(Entry(f"more {n}") for n in range(KEPT))
+    assert shown(log)[0] == "more 0"
+
+
+@pytest.fixture
+def stand_in(short_folder: Path) -> Iterator[StandIn]:
+    daemon = StandIn(short_folder / "s", [service("chat"), service("embed")])
+    daemon.log("chat", *(f"earlier {n}" for n in range(3)), *(f"row {n}" for n in range(100)), "W slot: bad", "after")
+    daemon.crashes = [CRASH]
+    yield daemon
+    daemon.die()
+
+
+@pytest.mark.parametrize(("size", "lang"), PLACES, ids=str)
+def test_the_page_of_a_log(stand_in: StandIn, size: tuple[int, int], lang: str) -> None:
+    async def play(pilot: Pilot[None]) -> None:
+        await pilot.press("4")
+        seen = await until(pilot, lambda s: "LOG chat  102 lines" in s and "after" in s, "the log")
+        assert seen.isascii() or lang == "C.UTF-8"
+        await pilot.press("slash", *"row 4\\d", "enter")
+        await until(pilot, lambda s: "row 49" in s and "row 9" not in s.replace("row 49", ""), "the last hit")
+        if size[0] > 60:
+            await until(pilot, lambda s: "10 of 10" in s, "how many")
+        await pilot.press("N", "escape", "m", "e")
+        await until(
+            pilot, lambda s: "W slot: bad" in s and "mark" in s and "row" not in s, "what looks wrong, and the mark"
+        )
+        await pilot.press("e", "p")
+        await until(pilot, lambda s: "105 lines" in s, "with earlier starts")
+        await pilot.press("g")
+        await until(pilot, lambda s: "earlier 0" in s, "what the start before wrote")
+        await pilot.press("f")
+        stand_in.log("chat", "news")
+        await until(pilot, lambda s: "news" in s, "the end again")
+        await pilot.press("right_square_bracket")
+        await until(pilot, lambda s: "LOG embed  0 lines" in s, "the next service")
+        await pilot.press("c")
+        await until(pilot, lambda s: "CRASH RECORDS 1 of 1" in s, "the records")
+        await pilot.press("enter")
+        seen = await until(pilot, lambda s: "cudaMalloc" in s, "one of them")
+        await pilot.press("G")
+        await until(pilot, lambda s: "its last words" in s, "its end")
+
+    drive(stand_in, size, play, lang)
+
+
+def test_what_is_copied_is_in_a_file_and_goes_to_the_terminal(stand_in: StandIn) -> None:
+    file = stand_in.path.parent / "llmsupervisor" / "copied.txt"
+
+    async def play(pilot: Pilot[None]) -> None:
+        await pilot.press("y")
+        await until(pilot, lambda s: "copied to" in s, "that it was copied")
+        assert "127.0.0.1:18400" in file.read_text() and "127.0.0.1:18400" in pilot.app.clipboard
+        assert file.stat().st_mode & 0o077 == 0
+        await pilot.press("Y")
+        await until(pilot, lambda s: file.read_text().startswith("{"), "as JSON")
+        file.unlink()
+        file.mkdir()
+        await pilot.press("y")
+        await until(pilot, lambda s: "not to a file" in s, "why there is no file")
+
+    drive(stand_in, (120, 40), play)
+
+
+def test_figures_say_where_they_come_from_and_keys_what_they_do(stand_in: StandIn) -> None:
+    async def play(pilot: Pilot[None]) -> None:
+        for page, words in (
+            ("1", "the engine: vLLM's own gauge"),
+            ("3", "time in which any kernel ran"),
+            ("2", "TTFT"),
+        ):
+            await pilot.press(page, "i")
+            await until(
+                pilot, lambda s, words=words: words in s.replace("\n", " ") and "from" in s, f"what {page} means"
+            )
+            await pilot.press("escape", "question_mark")
+            await until(pilot, lambda s: "keys of the page" in s, "its keys")
+            await pilot.press("q")
+            await until(pilot, lambda s: "keys of the page" not in s, "and back")
+
+    drive(stand_in, (120, 60), play)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (40, 10)], ids=str)
+def test_read_only_gives_no_order_on_any_page(stand_in: StandIn, size: tuple[int, int]) -> None:
+    async def play(pilot: Pilot[None]) -> None:
+        await until(pilot, lambda s: "READ-ONLY" in s, "the mark")
+        for key in "12345678":
+            await pilot.press(key)
+            for order in "uxrdaR":
+                await pilot.press(order)
+            seen = await until(pilot, lambda s: "LIVE" in s, "the page")
+            assert "yes" not in seen
+        await pilot.press("1", "question_mark")
+        seen = await until(pilot, lambda s: "keys of" in s, "the keys")
+        assert "restart" not in seen
+
+    drive(stand_in, size, play, readonly=True)
+    assert stand_in.orders == []

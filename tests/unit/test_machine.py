@@ -1,0 +1,88 @@
+"""What the machine says of itself, read on this one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+from gguf import GGMLQuantizationType as Type
+from support.gguf_files import Model, write
+
+from llmsupervisor.host import machine
+from llmsupervisor.host.active import active_bytes
+from llmsupervisor.host.headers import Headers
+from llmsupervisor.host.machine import MachineReader
+from llmsupervisor.runtime.bandwidth import Decode, bytes_per_s, total
+
+
+def test_a_look_at_this_machine(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"x" * 300_000)
+    reader = MachineReader(lambda: {"chat": [str(model)], "twin": [str(model)], "hub": []})
+
+    async def case() -> None:
+        task = asyncio.create_task(reader.watch_machine())
+        try:
+            for _ in range(1000):
+                if reader.latest and reader.latest["disks"] and reader.latest["cpu_busy"] is not None:
+                    break
+                await asyncio.sleep(0.02)
+        finally:
+            task.cancel()
+
+    asyncio.run(case())
+    seen = reader.latest
+    assert seen and seen["cpu_count"] == os.cpu_count() and 0 <= seen["cpu_busy"] <= 1
+    assert 0 < seen["memory_available_bytes"] <= seen["memory_total_bytes"]
+    assert 0 <= seen["swap_used_bytes"] <= seen["swap_total_bytes"]
+    (disk,) = seen["disks"]
+    assert (disk["path"], disk["services"]) == (str(tmp_path), ["chat", "twin"])
+    assert 0 < disk["free_bytes"] < disk["total_bytes"]
+    chat, twin, hub = seen["weights"]
+    assert chat["bytes"] == twin["bytes"] == 300_000 and hub["bytes"] is hub["cached_bytes"] is None
+    print(f"\nin the page cache: {chat['cached_bytes']}")
+    assert chat["cached_bytes"] is None or 0 <= chat["cached_bytes"] <= 300_000
+
+
+def test_what_is_not_there_is_unknown(tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone" / "a.gguf")
+    assert machine.size_and_cached(gone) == (None, None)
+    assert machine.disks({"chat": [gone]}) == [
+        {"path": str(tmp_path / "gone"), "services": ["chat"], "total_bytes": None, "free_bytes": None}
+    ]
+    assert machine.weights({"chat": [gone]}) == [{"service": "chat", "bytes": None, "cached_bytes": None}]
+
+
+def test_what_one_token_reads(tmp_path: Path) -> None:
+    """Not the embedding, of which it takes a row; and a quarter of the experts, where two of eight are used."""
+    keys = {"block_count": 1, "embedding_length": 64}
+    dense = {"token_embd.weight": ((64, 1024), Type.F16), "output.weight": ((64, 1024), Type.F16)}
+    dense["blk.0.ffn_up.weight"] = ((64, 256), Type.F16)
+    experts = {"blk.0.ffn_up_exps.weight": ((64, 256, 8), Type.F16)}
+    files = {
+        "dense": Model("llama", keys, dense),
+        "tied": Model("llama", keys, {name: shape for name, shape in dense.items() if name != "output.weight"}),
+        "moe": Model("llama", keys | {"expert_count": 8, "expert_used_count": 2}, dense | experts),
+        "odd": Model("llama", keys | {"expert_count": 8}, dense | experts),
+    }
+    found = {n: active_bytes([str(write(m, tmp_path / f"{n}.gguf"))], Headers()) for n, m in files.items()}
+    matrix, layer = 64 * 1024 * 2, 64 * 256 * 2
+    assert found == {"dense": matrix + layer, "tied": matrix + layer, "moe": matrix + 3 * layer, "odd": None}
+    assert active_bytes([], Headers()) is active_bytes(["/a/b.bin"], Headers()) is None
+
+
+@pytest.mark.parametrize(("config", "known"), [("{}", 700), ('{"num_experts": 8}', None), ("[", None)])
+def test_what_one_token_reads_of_a_folder(tmp_path: Path, config: str, known: int | None) -> None:
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "model-1.safetensors").write_bytes(b"x" * 700)
+    assert active_bytes([str(tmp_path)], Headers()) == known
+
+
+def test_the_bandwidth_that_tokens_must_have_taken() -> None:
+    """Two requests share each step: 100 tokens a second are 50 steps, and each GPU of two reads its half."""
+    one = Decode(tokens_per_s=100, running=2, weights=8_000, kv_used=2_000, gpus=2)
+    assert bytes_per_s(one) == 50 * 10_000 / 2
+    assert total([one, Decode(10, 1, 1_000, None, 1)]) == 250_000 + 10_000
+    assert total([]) is None
