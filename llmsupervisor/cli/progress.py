@@ -38,6 +38,8 @@ class Progress:
     def __init__(self) -> None:
         self._seen: dict[str, _Seen] = {}
         self._spec_error: str | None = None
+        self._conditions: dict[str, str] = {}
+        """Of the daemon itself."""
 
     def event(self, event: Event) -> list[Line]:
         """Lines for one event; those that a status tells as well (conditions, the spec's error) are left to it."""
@@ -57,6 +59,9 @@ class Progress:
         if error != self._spec_error:
             lines += views.spec_error(status) if error else [[Span("the spec is in order again", "good")]]
             self._spec_error = error
+        conditions = {c["id"]: c["text"] for c in status["daemon"]["conditions"]}
+        lines += _changed("daemon", self._conditions, conditions)
+        self._conditions = conditions
         for service in status["services"]:
             lines += self._service(service)
         for name in sorted(self._seen.keys() - {service["name"] for service in status["services"]}):
@@ -89,10 +94,7 @@ class Progress:
             if phase and service["state"] == seen.state:
                 lines.append(_line(name, [views.state_span(seen.state), Span(f"  {printable(phase)} …")]))
         conditions = {c["id"]: c["text"] for c in service["conditions"]}
-        for id in conditions.keys() - seen.conditions.keys():
-            lines.append(_line(name, [Span("condition ", "warn"), Span(printable(f"{id}: {conditions[id]}"))]))
-        for id in seen.conditions.keys() - conditions.keys():
-            lines.append(_line(name, [Span(printable(f"condition {id} is over"), "good")]))
+        lines += _changed(name, seen.conditions, conditions)
         seen.conditions = conditions
         return lines
 
@@ -119,6 +121,15 @@ class Progress:
         if reason:
             line.append(Span(f"  {printable(reason)}"))
         return [_line(name, line)]
+
+
+def _changed(name: str, before: dict[str, str], now: dict[str, str]) -> list[Line]:
+    """Conditions that came and that went: id → text."""
+    came = [
+        _line(name, [Span("condition ", "warn"), Span(printable(f"{id}: {now[id]}"))]) for id in now.keys() - before
+    ]
+    gone = [_line(name, [Span(printable(f"condition {id} is over"), "good")]) for id in before.keys() - now]
+    return came + gone
 
 
 def _line(name: str, rest: Line) -> Line:

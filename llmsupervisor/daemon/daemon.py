@@ -155,9 +155,12 @@ class Daemon:
             if self.options.finish:
                 self.begin_down("llmsupervisor down", self.options.now)
             else:
-                self._begin(planned)
                 reloader = self.reloader
-                works = (reloader.watch_files, reloader.obey_hangups, reloader.recheck, self._watchdog)
+                works = [reloader.watch_files, reloader.obey_hangups, reloader.recheck, self._watchdog]
+                if planned.unasked:
+                    works.append(self._begin_asked)
+                else:
+                    self._begin(planned)
                 more = (
                     self.box.swapper.run,
                     self.box.cards.watch_gpus,
@@ -196,7 +199,11 @@ class Daemon:
         if self.options.finish:
             return await self.reloader.without_spec(wanted, ports)
         path = self.options.spec or find_spec(None, os.environ, Path.cwd())
-        return await self.reloader.first(path, wanted, ports)
+        return await self.reloader.first(path, wanted, ports, ask=not ports)
+
+    async def _begin_asked(self) -> None:
+        """What runs is looked after already while a new build is asked what it knows, which may take a minute."""
+        self._begin(await self.reloader.second())
 
     def _begin(self, planned: Planned) -> None:
         """The spec of now over what was adopted; a `down` that was not finished is taken back by an `up`."""

@@ -47,6 +47,8 @@ class Reloader:
         """What observed rules look at."""
         self.turned: dict[str, float] = {}
         """Service → when its spec was changed last, Unix seconds."""
+        self.asking: list[str] = []
+        """Executables that are being run for what their `--help` says; a reload waits for them."""
         self.hangup = asyncio.Event()
         self._box = box
         self._reconciler = reconciler
@@ -60,7 +62,9 @@ class Reloader:
 
     # --- the first plan ------------------------------------------------------------------------------------------
 
-    async def first(self, path: Path, running: Sequence[Mapping[str, Json]], own_ports: frozenset[int]) -> Planned:
+    async def first(
+        self, path: Path, running: Sequence[Mapping[str, Json]], own_ports: frozenset[int], ask: bool
+    ) -> Planned:
         """An invalid spec starts what was last good, loudly; without one: SpecError."""
         self._source = Source(path.absolute(), self._box.gpu, Path(self._box.layout.binaries))
         self._box.desired.spec_path = os.fspath(self._source.path)
@@ -70,14 +74,20 @@ class Reloader:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(NVML_WAIT):
                     await self._box.gpu.fresh()
-        return await self._plan(self.applied, running, own_ports)
+        return await self._plan(self.applied, running, own_ports, ask)
+
+    async def second(self) -> Planned:
+        """The first plan again, with what its executables say."""
+        assert self.applied is not None
+        async with self._one_at_a_time:
+            return await self._plan(self.applied)
 
     async def without_spec(self, running: Sequence[Mapping[str, Json]], own_ports: frozenset[int]) -> Planned:
         """Only what is needed to stop what runs."""
         path = Path(self._box.desired.spec_path or "llmsupervisor.toml")
         self._source = Source(path.absolute(), self._box.gpu, Path(self._box.layout.binaries))
         self.applied = await self._source.nothing()
-        return await self._plan(self.applied, running, own_ports)
+        return await self._plan(self.applied, running, own_ports, ask=False)
 
     async def _read_or_last_good(self, source: Source) -> Applied:
         try:
@@ -96,6 +106,7 @@ class Reloader:
         applied: Applied,
         running: Sequence[Mapping[str, Json]] = (),
         own_ports: frozenset[int] = frozenset(),
+        ask: bool = True,
     ) -> Planned:
         assert self._source is not None
         wishes = self._box.desired.services
@@ -108,7 +119,12 @@ class Reloader:
             {name: wish.gpu_words for name, wish in wishes.items() if wish.gpus},
             own_ports | ours,
             self._box.memory.lessons.known,
+            self._asks if ask else None,
         )
+
+    def _asks(self, executables: list[str]) -> None:
+        self.asking = executables
+        self._ring()
 
     # --- reload --------------------------------------------------------------------------------------------------
 

@@ -314,5 +314,7 @@ def own_conditions(daemon: Daemon) -> list[dict[str, Any]]:
     texts |= {"series": series.degraded, "series-recovered": series.recovered}
     texts["slow"] = f"the daemon's loop came {daemon.lag:.1f} s late" if daemon.lag else None
     texts["gpus-unread"] = f"the GPUs cannot be read: {daemon.gpu.failing}" if daemon.gpu.failing else None
+    asking = ", ".join(daemon.reloader.asking)
+    texts["asking"] = f"asks {asking} what it knows, once per build (up to a minute)" if asking else None
     own = [{"id": id, "text": text, "since": None} for id, text in texts.items() if text]
     return own + [{"id": c.id, "text": c.text, "since": c.since} for c in daemon.gateway.conditions.all()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -46,8 +46,17 @@ class Planned:
     facts: Facts
     keys: Keys
 
+    @property
+    def unasked(self) -> list[str]:
+        """Executables whose answers the next plan will know."""
+        return unasked(self.facts)
+
 
 CACHE_VERSION = 1
+
+
+def unasked(facts: Facts) -> list[str]:
+    return sorted(binary.path for binary in facts.binaries.values() if binary.path and not binary.asked)
 
 
 def _cached(file: StateFile) -> Cache:
@@ -104,8 +113,13 @@ class Source:
         kept_gpu_words: dict[str, list[Json]],
         own_ports: frozenset[int],
         learned: Lessons = (),
+        asking: Callable[[list[str]], None] | None = None,
     ) -> Planned:
-        """`running`: the `wanted` of what runs, so that it can be rendered again with the same facts."""
+        """`running`: the `wanted` of what runs, so that it can be rendered again with the same facts.
+
+        `asking` hears which executables are being run for what they know, and an empty list once they answered. None:
+        none is run, and what an earlier daemon did not learn stays unknown.
+        """
         wanted = needs(applied.spec, applied.definitions)
         for old in running:
             try:
@@ -126,7 +140,17 @@ class Source:
             kept_gpu_words=kept_gpu_words,
             learned=learned,
         )
-        facts = await asyncio.to_thread(gather, wanted, self._cache, before, own_ports=own_ports, headers=self._headers)
+
+        def gathered(ask: bool) -> Facts:
+            return gather(wanted, self._cache, before, ask=ask, own_ports=own_ports, headers=self._headers)
+
+        facts = await asyncio.to_thread(gathered, False)
+        if asking is not None and (silent := unasked(facts)):
+            asking(silent)
+            try:
+                facts = await asyncio.to_thread(gathered, True)
+            finally:
+                asking([])
         if self._asked != set(self._cache.texts):
             self._asked = set(self._cache.texts)
             self._cache_file.save(self._cache.to_json())

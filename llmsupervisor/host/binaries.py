@@ -147,9 +147,11 @@ def look_at(
         return Binary(path=None, error=f"{found}: {failure.strerror}")
 
     keys = [(found, ident, args) for args in (version_args, help_args)]
-    unknown = [key for key in keys if key[2] and ask and key not in cache.texts and key not in cache.silent]
+    unknown = [key for key in keys if key[2] and key not in cache.texts and key not in cache.silent]
+    asked = ask or not unknown
     with ThreadPoolExecutor(len(keys)) as pool:
-        for key, said in zip(unknown, pool.map(lambda key: run((key[0], *key[2])), unknown), strict=True):
+        answers = pool.map(lambda key: run((key[0], *key[2])), unknown) if ask else ()
+        for key, said in zip(unknown, answers, strict=ask):
             if said is None:
                 cache.silent.add(key)
             else:
@@ -157,6 +159,6 @@ def look_at(
     version_text, help_text = (cache.texts.get(key) for key in keys)
     version = re.search(pattern, version_text) if version_text is not None and pattern else None
     if not help_text:
-        return Binary(found, ident, version["v"] if version else None)
+        return Binary(found, ident, version["v"] if version else None, asked=asked)
     flags, values = parse(help_text)
-    return Binary(found, ident, version["v"] if version else None, flags or None, values)
+    return Binary(found, ident, version["v"] if version else None, flags or None, values, asked=asked)

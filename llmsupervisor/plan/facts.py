@@ -32,6 +32,8 @@ class Binary:
     values: dict[str, frozenset[str]] = field(default_factory=dict)
     """Flag → allowed values, where the help lists them."""
     error: str = ""
+    asked: bool = True
+    """False: it was not run, and what it would say is not known from earlier."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from support import process
 from support.daemon import Daemon, Json, clean_environ
 from support.faults import Box, Stopwatch, gone
 from support.http import Stream
+from support.spec import FAKE
 from support.wait import wait_until
 
 NAMES = ("chat", "other")
@@ -352,3 +353,34 @@ def test_d12_a_state_folder_that_takes_nothing_is_told(box: Two) -> None:
     began = time.monotonic()
     box.daemon.up()
     assert box.ready()["pid"] == pid and time.monotonic() - began < 10
+
+
+# --- what is not known of a build ---------------------------------------------------------------------------------
+
+
+def test_adoption_does_not_wait_for_a_build_that_is_asked_what_it_knows(box: Two) -> None:
+    """vLLM takes a minute for its help on a busy machine."""
+    gate, engine = box.folder / "gate", box.folder / "engine"
+    engine.write_text(
+        f'#!/bin/sh\ncase $1 in --help|--version) while [ -e {gate} ]; do sleep 0.05; done;; esac\nexec {sys.executable} {FAKE} "$@"\n'
+    )
+    engine.chmod(0o755)
+    services = {"chat": box.fake() | {"command": [str(engine)]}}
+    box.daemon.write(services)
+    box.daemon.up()
+    box.before = {"chat": box.ready()}
+    box.daemon.kill9()
+    (box.daemon.state / "binaries.json").unlink()
+    gate.touch()
+    try:
+        box.daemon.write(services | {"other": box.fake() | {"command": [str(engine)]}})
+        box.daemon.restart()
+        box.adopted("chat")
+        status = box.daemon.status()
+        assert [c["id"] for c in status["daemon"]["conditions"]] == ["asking"], status["daemon"]
+        assert [s["name"] for s in status["services"]] == ["chat"], "what is new waits for what its build knows"
+    finally:
+        gate.unlink()
+    box.ready("other")
+    assert not box.daemon.status()["daemon"]["conditions"]
+    box.adopted("chat")

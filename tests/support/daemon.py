@@ -97,7 +97,16 @@ class Daemon:
                 return bool(control.call(self.socket, "ping", timeout=2)["pid"] == child.pid)
             return False
 
-        wait_until(answers, timeout, lambda: f"an answer on the control socket\n{self.told()}")
+        wait_until(answers, timeout, lambda: f"an answer on the control socket\n{self.stacks()}\n{self.told()}")
+
+    def stacks(self) -> str:
+        """Where a daemon stands that does not answer; it ends with that."""
+        begun = self.output.stat().st_size
+        self.signal(signal.SIGABRT)
+        self.wait_exit(5)
+        with self.output.open("rb") as file:
+            file.seek(begun)
+            return file.read().decode(errors="replace")
 
     def wait_exit(self, timeout: float = 30.0) -> int:
         assert self.process
