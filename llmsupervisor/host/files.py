@@ -280,6 +280,11 @@ def gather(
         ggufs={model: headers.read(model) for model in needs.ggufs},
         folders={path: headers.folder(path) for path in needs.folders},
         tags={tag: headers.tag(tag, environ.get("HOME")) for tag in needs.tags},
+        blobs={
+            tag: look(blob).identity
+            for tag in needs.tags
+            if isinstance(blob := headers.weights(tag, environ.get("HOME")), str)
+        },
         learned=previous.learned,
     )
 

@@ -98,7 +98,12 @@ class Headers:
             os.close(fd)
 
     def tag(self, tag: Tag, home: str | None) -> GgufHeader | GgufError:
-        """The weights of an Ollama model, by its manifest. Never raises."""
+        """Of the weights of an Ollama model. Never raises."""
+        found = self.weights(tag, home)
+        return found if isinstance(found, GgufError) else self.read([found])
+
+    def weights(self, tag: Tag, home: str | None) -> str | GgufError:
+        """Path of the weights of an Ollama model, by its manifest. Never raises."""
         folder, name = tag
         folder = folder or (f"{home}/.ollama/models" if home else "")
         if not folder:
@@ -120,7 +125,7 @@ class Headers:
             return GgufError("broken", f"{manifest}: {_why(error)}")
         if len(digests) != 1 or not digests[0].removeprefix("sha256:").isalnum():
             return GgufError("unsupported", f"{manifest} does not name one file of weights")
-        return self.read([f"{folder}/blobs/{digests[0].replace(':', '-')}"])
+        return f"{folder}/blobs/{digests[0].replace(':', '-')}"
 
     def _small(self, path: str, limit: int) -> bytes:
         fd, st = _open(path)

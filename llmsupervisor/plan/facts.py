@@ -121,6 +121,8 @@ class Facts:
     ggufs: dict[Gguf, GgufHeader | GgufError] = field(default_factory=dict)
     folders: dict[str, HfModel | HfError] = field(default_factory=dict)
     tags: dict[Tag, GgufHeader | GgufError] = field(default_factory=dict)
+    blobs: dict[Tag, str] = field(default_factory=dict)
+    """Identities of their weights; several tags may have the same."""
     learned: Lessons = ()
 
 
@@ -187,7 +189,7 @@ def needs_of(service: Service, definition: Definition) -> Needs:
     imported = [model.file for model in service.models or () if model.file]
     return Needs(
         binaries=frozenset(binaries),
-        files=frozenset(files | ({service.cwd} if service.cwd else set())),
+        files=frozenset(files | set(imported) | ({service.cwd} if service.cwd else set())),
         contents=frozenset({service.chat_template} if service.chat_template and is_path(service.chat_template) else ()),
         secrets=frozenset(secret_ref(s.file, s.env) for s in service.secret_env.values()),
         ggufs=frozenset(gguf(path) for path in [*(models if llama else ()), *imported]),
@@ -199,6 +201,14 @@ def needs_of(service: Service, definition: Definition) -> Needs:
 def header_of(service: Service, model: OllamaModel, facts: Facts) -> GgufHeader | GgufError | None:
     """Of the file that it is made from, else of the user's model."""
     return facts.ggufs.get(gguf(model.file)) if model.file else facts.tags.get(tag_of(service, model.name))
+
+
+def weights_of(service: Service, model: OllamaModel, facts: Facts) -> str:
+    """Identity of the file of its weights; empty: nobody has seen it."""
+    if not model.file:
+        return facts.blobs.get(tag_of(service, model.name), "")
+    file = facts.files.get(model.file)
+    return file.identity if file is not None else ""
 
 
 def tag_of(service: Service, model: str) -> Tag:

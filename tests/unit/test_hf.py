@@ -160,5 +160,8 @@ def test_weights_by_the_manifest(tmp_path: Path) -> None:
     assert "is no name of a model" in found([], "../x:latest")
     missing = Headers().tag(("", "m:latest"), None)
     assert isinstance(missing, GgufError) and "HOME is not set" in missing.wrong
+    assert Headers().weights(("", "m:latest"), None) == missing
+    (tmp_path / "manifests/registry.ollama.ai/library/m/latest").write_text(json.dumps({"layers": [weights]}))
+    assert Headers().weights((str(tmp_path), "m:latest"), None) == f"{tmp_path}/blobs/sha256-ab"
     home = Headers().tag(("", "you/m:1"), "/h")
     assert isinstance(home, GgufError) and "/h/.ollama/models/manifests/registry.ollama.ai/you/m/1" in home.wrong

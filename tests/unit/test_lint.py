@@ -27,6 +27,9 @@ class Case(NamedTuple):
 LARGE = replace(BOX, files={**BOX.files, "/m/a.gguf": File("file", 80 * GIB), "/m/b.gguf": File("file", 40 * GIB)})
 """Models that are read for minutes."""
 GATEWAY = '[gateway]\nlisten = "127.0.0.1:1"\n'
+TWINS = [{"name": "a", "context_length": 4096}, {"name": "a-long", "context_length": 16384}]
+"""Two names of the same weights."""
+FILES = [{"name": n, "file": f"/m/{n}.gguf", "context_length": c} for n, c in (("x", 4096), ("y", 8192))]
 CASES: dict[str, Case] = {
     "C03": Case([llama(context_length=1000)], [llama(context_length=1024)]),
     "C08": Case(
@@ -237,6 +240,20 @@ CASES: dict[str, Case] = {
         [ollama(), ollama() + llama(gpus=[1]), ollama(gpus=[]) + llama(gpus=[])],
     ),
     "C97": Case([llama(drain_timeout="0s")], [llama(), other(drain_timeout="0s")]),
+    "C107": Case(
+        [ollama(models=TWINS), ollama(models=[*TWINS, FILES[0]])],
+        [
+            ollama(models=TWINS[:1]),
+            ollama(models=[{**each, "context_length": 4096} for each in TWINS]),
+            ollama(models=FILES),
+            ollama("a", models=TWINS[:1]) + ollama("b", models=TWINS[1:], gpus=[1]),
+        ],
+        replace(
+            BOX,
+            files={**BOX.files, "/m/x.gguf": File("file", 1, "8:1:1:1"), "/m/y.gguf": File("file", 1, "8:2:1:1")},
+            blobs={("", "a:latest"): "8:3:1:1", ("", "a-long:latest"): "8:3:1:1"},
+        ),
+    ),
     "C96": Case(
         [ollama(env={"OLLAMA_DEBUG_LOG_REQUESTS": "1"})], [ollama(), ollama(env={"OLLAMA_DEBUG_LOG_REQUESTS": "0"})]
     ),

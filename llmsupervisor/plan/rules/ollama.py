@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from llmsupervisor.plan.facts import weights_of
 from llmsupervisor.plan.launch import ServicePlan
 from llmsupervisor.plan.rules.rule import OLLAMA, Box, Edit, Hit, rule, variable
 
@@ -149,6 +150,36 @@ def shared_gpu(plan: ServicePlan, box: Box) -> Iterator[Hit]:
 
 
 @rule(
+    "C107",
+    "ollama-same-weights",
+    "warning",
+    OLLAMA,
+    when="two of `models` have the same weights and another `context_length`",
+    harm="Ollama has one process for the same weights: a request for the one ends the process of the other, and waits for a load",
+    effect="both stay loaded",
+    source="Ollama 0.33 server/sched.go (a runner is known by the path of its weights); run: two clients with another num_ctx made "
+    "6 loads of 6 requests",
+)
+def same_weights(plan: ServicePlan, box: Box) -> Iterator[Hit]:
+    models = plan.service.models or ()
+    weights = [weights_of(plan.service, model, box.facts) for model in models]
+    for one in dict.fromkeys(filter(None, weights)):
+        same = [index for index, each in enumerate(weights) if each == one]
+        most = max(models[index].context_length for index in same)
+        shorter = [index for index in same if models[index].context_length < most]
+        if shorter:
+            told = [f"{models[index].name} ({models[index].context_length} tokens)" for index in same]
+            yield Hit(
+                "models",
+                f"{' and '.join(told)} have the same weights, and Ollama has one process for them: each ends the other's",
+                f'context_length = {most} for all of them, or a second service with runtime = "ollama" for one',
+                {"weights": one, "models": {models[index].name: models[index].context_length for index in same}},
+                tuple(Edit(("models", index, "context_length"), most) for index in reversed(shorter)),
+                judgement=True,
+            )
+
+
+@rule(
     "C96",
     "ollama-request-log",
     "warning",
@@ -171,4 +202,4 @@ def request_log(plan: ServicePlan, box: Box) -> Iterator[Hit]:
         )
 
 
-RULES = (unreadable, prune, queue_zero, keep_alive, shared_gpu, request_log)
+RULES = (unreadable, prune, queue_zero, keep_alive, shared_gpu, same_weights, request_log)
