@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 import pytest
 from support.control import Refused
 from support.daemon import Json
-from support.faults import QUICK, Box, conditions
+from support.faults import ON_GPU, QUICK, Box, conditions, gpu, wait_gpu
 from support.http import Stream
 from support.nvml import Scenario
 from support.wait import wait_until
@@ -21,41 +18,7 @@ from llmsupervisor.link import messages
 
 pytestmark = pytest.mark.slow
 CLOCK = Path(__file__).parents[1] / "fixtures" / "clock" / "clock.c"
-ON_GPU: dict[str, Any] = {"gpus": [0], "gpu_memory": "4GiB", **QUICK}
 OOM = "allocating 512.00 MiB on device 0: cudaMalloc failed: out of memory"
-
-
-@pytest.fixture
-def card(faults: Box, library: Path) -> Scenario:
-    card = Scenario(faults.folder / "scenario")
-    faults.daemon.environ |= {"LD_LIBRARY_PATH": str(library), "NVML_SCENARIO": str(card.path)}
-    card.play("gpu GPU-a 24576 1000 0")
-    return card
-
-
-@pytest.fixture
-def stranger() -> Iterator[int]:
-    """A process of somebody else."""
-    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
-    yield child.pid
-    child.kill()
-    child.communicate()
-
-
-def gpu(faults: Box, uuid: str = "GPU-a") -> Json | None:
-    return next((gpu for gpu in faults.daemon.status()["gpus"] or [] if gpu["uuid"] == uuid), None)
-
-
-def wait_gpu(faults: Box, fits: Any, what: str, uuid: str = "GPU-a", timeout: float = 20.0) -> Json:
-    """The card once `fits(it)` holds."""
-
-    def check() -> Json | None:
-        found = gpu(faults, uuid)
-        return found if found is not None and fits(found) else None
-
-    found = wait_until(check, timeout, lambda: f"{what}: {json.dumps(gpu(faults, uuid))}\n{faults.daemon.told()}")
-    assert found
-    return found
 
 
 def pending(faults: Box, words: str, name: str = "chat") -> Json:
@@ -237,6 +200,36 @@ def test_G14_xids(faults: Box, card: Scenario) -> None:
     faults.daemon.call("take", gpu="GPU-a", by="test")
     faults.ready()
     assert (gpu(faults) or {})["conditions"] == []
+
+
+def test_G14_a_card_that_fell_off_the_bus(faults: Box, card: Scenario) -> None:
+    """XID 79 is told before any handle fails. What ran there ends and waits; the other card's service is not even asked."""
+    lines = "gpu GPU-a 24576 1000 0", "gpu GPU-b 24576 1000 0"
+    card.play(*lines)
+    faults.daemon.write({"chat": faults.fake({}, **ON_GPU), "other": faults.fake({}, **ON_GPU | {"gpus": [1]})})
+    faults.daemon.up()
+    faults.ready()
+    other = faults.ready("other")
+    asked = faults.inject(other)["tasks"]
+    wait_gpu(faults, lambda g: g["xids"] == [], "a card that is listened to")
+    card.play(lines[0], "xid 79", lines[1])
+    reason = pending(faults, "GPU 0 is quarantined: XID 79 (GPU has fallen off the bus)")["reason"]
+    assert "`llmsupervisor take 0` ends that" in reason
+    assert [end["cause"] for end in faults.exits()] == ["gpu-lost"]
+    lost = gpu(faults) or {}
+    assert conditions(lost) == {"quarantined": "XID 79 (GPU has fallen off the bus)"}
+    assert [(x["code"], x["kind"], x["count"]) for x in lost["xids"]] == [(79, "gpu", 1)]
+    faults.daemon.call("start", service="chat", by="test", wait=False)
+    pending(faults, "GPU 0 is quarantined: XID 79")
+    faults.once(1)
+    well = gpu(faults, "GPU-b") or {}
+    assert well["quarantine"] is None and well["conditions"] == well["xids"] == []
+    now = faults.daemon.service("other")
+    assert (now["state"], now["pid"], now["restarts"]) == ("READY", other["pid"], 0)
+    assert faults.inject(other)["tasks"] == asked and "gpu-closed" not in faults.told_conditions("other")
+    faults.daemon.call("take", gpu="GPU-a", by="test")
+    faults.ready()
+    faults.once(2)
 
 
 def test_G15_slowed_by_heat_or_power_is_shown(faults: Box, card: Scenario) -> None:

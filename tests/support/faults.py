@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -21,6 +22,7 @@ STOPS = 'steps = [["TERM", "5s"], ["TERM", "5s"]]'
 QUICK_STOPS = 'steps = [["TERM", "500ms"], ["TERM", "500ms"]]'
 QUICK = {"probe": {"timeout": "1s", "stall_timeout": "2s"}, "drain_timeout": "500ms"}
 """Settings with which a hang is seen within seconds."""
+ON_GPU: dict[str, Any] = {"gpus": [0], "gpu_memory": "4GiB", **QUICK}
 
 
 class Box:
@@ -118,6 +120,22 @@ class Box:
 
 def conditions(status: Json) -> dict[str, str]:
     return {c["id"]: c["text"] for c in status["conditions"]}
+
+
+def gpu(faults: Box, uuid: str = "GPU-a") -> Json | None:
+    return next((gpu for gpu in faults.daemon.status()["gpus"] or [] if gpu["uuid"] == uuid), None)
+
+
+def wait_gpu(faults: Box, fits: Any, what: str, uuid: str = "GPU-a", timeout: float = 20.0) -> Json:
+    """The card once `fits(it)` holds."""
+
+    def check() -> Json | None:
+        found = gpu(faults, uuid)
+        return found if found is not None and fits(found) else None
+
+    found = wait_until(check, timeout, lambda: f"{what}: {json.dumps(gpu(faults, uuid))}\n{faults.daemon.told()}")
+    assert found
+    return found
 
 
 def gone(pids: list[int], timeout: float = 5.0) -> None:
