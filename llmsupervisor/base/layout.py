@@ -42,6 +42,10 @@ class ServiceFolder:
         return self.path / "segments"
 
     @property
+    def left(self) -> P:
+        return self.path / "left"
+
+    @property
     def temporary(self) -> P:
         return self.path / "tmp"
 

@@ -26,6 +26,7 @@ from llmsupervisor.daemon.calls import READS, Calls
 from llmsupervisor.daemon.control import Control
 from llmsupervisor.daemon.desired import VERSION, Desired
 from llmsupervisor.daemon.gateway import Gateway
+from llmsupervisor.daemon.leftovers import watch_leftovers
 from llmsupervisor.daemon.loop import Loop
 from llmsupervisor.daemon.notify import Notify
 from llmsupervisor.daemon.reconcile import Reconciler
@@ -123,6 +124,7 @@ class Daemon:
         self.notify = Notify(os.environ)
         self.reloader = Reloader(self.box, self.reconciler, self.notify, self._ring)
         self.store, self.trends = Store(self), Trends(self)
+        self.reloader.observer.store = self.store
         self._tell = tell
         self._news = asyncio.Event()
         self._end: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -169,6 +171,7 @@ class Daemon:
                     self.reloader.observer.run,
                     self.store.run,
                     self.trends.run,
+                    self._watch_leftovers,
                 )
                 tasks = [asyncio.create_task(self._guarded(work)) for work in (*works, *more)]
             tasks.append(asyncio.create_task(self._guarded(self.gateway.run)))
@@ -227,6 +230,9 @@ class Daemon:
             await asyncio.sleep(interval)
             late = self.clock.monotonic() - due
             self.lag = late if late >= LAG else None
+
+    async def _watch_leftovers(self) -> None:
+        await watch_leftovers(self.box)
 
     async def _push_metrics(self) -> None:
         while True:

@@ -74,7 +74,6 @@ class Store:
         self.file = SeriesFile(Path(daemon.layout.series))
         self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS)
         self._writing: asyncio.Task[Any] | None = None
-        daemon.reloader.observer.store = self
         self._waiting: Minute | None = None
         """Until the disk has it, or the next one."""
 

@@ -1,5 +1,6 @@
 """What a killed run leaves outside its processes: shared memory that its tree had mapped, and its folder of temporary
-files. A segment is ours where we saw our own tree map it, and is removed once nobody maps it any more."""
+files. A segment is ours where we saw our own tree map it, and is removed once nobody maps it any more: what another still
+maps when the tree is empty stays on a list until then."""
 
 from __future__ import annotations
 
@@ -8,13 +9,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from llmsupervisor.base.layout import ServiceFolder
-from llmsupervisor.host import records
+from llmsupervisor.host import records, tree
 
 SHARED = "/dev/shm/"
+_LISTS = threading.Lock()
 _MAPPED = re.compile(rb" (/dev/shm/[^\n]+)$", re.MULTILINE)
 
 
@@ -32,10 +35,10 @@ class Leavings:
         try:
             with open(folder.segments, encoding="utf-8") as file:
                 said = json.load(file)
-            known = {str(path): int(inode) for path, inode in said["segments"].items()} if said["run"] == run else {}
+            known = _segments(said["segments"]) if said["run"] == run else {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             known = {}
-        return cls(folder, run, {path: inode for path, inode in known.items() if path.startswith(SHARED)})
+        return cls(folder, run, known)
 
     def look(self, pids: Iterable[int]) -> None:
         """What the tree maps now is remembered, on disk too."""
@@ -50,17 +53,50 @@ class Leavings:
 
     def clear(self) -> list[str]:
         """The tree is empty. What was removed."""
-        gone = []
-        held = mapped(int(name) for name in os.listdir("/proc") if name.isdigit()) if self.segments else set()
-        for path, inode in self.segments.items():
-            with contextlib.suppress(OSError):
-                st = os.stat(path)
-                if path not in held and (st.st_ino, st.st_uid) == (inode, os.getuid()):
-                    os.unlink(path)
-                    gone.append(path)
+        gone = clear_left(self.folder, self.segments)
         self.segments = {}
         clear_files(self.folder)
         return gone
+
+
+def clear_left(folder: ServiceFolder, more: Mapping[str, int] | None = None) -> list[str]:
+    """What runs before left, and `more`, where nobody maps it now; the rest is kept on the list. What was removed."""
+    with _LISTS:
+        before = _left(folder)
+        if not (known := {**before, **(more or {})}):
+            return []
+        gone, still = [], {}
+        held = mapped(int(name) for name in os.listdir("/proc") if name.isdigit())
+        for path, inode in known.items():
+            with contextlib.suppress(OSError):
+                st = os.stat(path)
+                if (st.st_ino, st.st_uid) != (inode, os.getuid()):
+                    continue
+                if path in held:
+                    still[path] = inode
+                else:
+                    os.unlink(path)
+                    gone.append(path)
+        with contextlib.suppress(OSError):
+            if still and still != before:
+                records.save(folder.left, {"v": 1, "boot": tree.boot_id(), "segments": still})
+            elif not still:
+                os.unlink(folder.left)
+        return gone
+
+
+def _left(folder: ServiceFolder) -> dict[str, int]:
+    """Nothing where it is of another boot: names and inodes come again."""
+    try:
+        with open(folder.left, encoding="utf-8") as file:
+            said = json.load(file)
+        return _segments(said["segments"]) if said["boot"] == tree.boot_id() else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _segments(said: Mapping[str, object]) -> dict[str, int]:
+    return {path: int(str(inode)) for path, inode in said.items() if path.startswith(SHARED)}
 
 
 def clear_files(folder: ServiceFolder) -> None:
