@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from llmsupervisor.host.headers import Headers
 from llmsupervisor.plan.facts import SHARD
 from llmsupervisor.plan.gguf import GgufHeader
+from llmsupervisor.plan.hf import MAX_CONFIG
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Of the config.json of models on the hub."""
@@ -17,7 +18,7 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 def active_bytes(paths: Sequence[str], headers: Headers) -> int | None:
     """None: not known. `paths`: the model, a file, all parts of a split one, or a folder; what else is loaded is not counted."""
     if paths and os.path.isdir(paths[0]):
-        return _of_folder(paths[0])
+        return _of_folder(paths[0], headers)
     if not paths or not paths[0].endswith(".gguf"):
         return None
     shard = SHARD.fullmatch(paths[0])
@@ -40,10 +41,9 @@ def _of_gguf(header: GgufHeader) -> int | None:
     return round(total)
 
 
-def _of_folder(folder: str) -> int | None:
+def _of_folder(folder: str, headers: Headers) -> int | None:
     try:
-        with open(f"{folder}/config.json", encoding="utf-8") as file:
-            config = json.load(file)
+        config = json.loads(headers.small(f"{folder}/config.json", MAX_CONFIG))
         if any(config.get(name) or (config.get("text_config") or {}).get(name) for name in EXPERTS):
             return None
         names = [name for name in os.listdir(folder) if name.endswith(".safetensors")]

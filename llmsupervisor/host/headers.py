@@ -49,7 +49,7 @@ class Headers:
 
     def _one(self, path: str) -> tuple[Hashable, GgufHeader | GgufError]:
         try:
-            fd, st = _open(path)
+            fd, st = open_regular(path)
             try:
                 key = (path, identity(st))
                 return key, self._kept(key, lambda: _read(fd, st.st_size))
@@ -61,7 +61,7 @@ class Headers:
     def folder(self, path: str) -> HfModel | HfError:
         """`config.json` and the headers of all safetensors files of a folder. Never raises."""
         try:
-            config = hf.read_config(self._small(f"{path}/config.json", hf.MAX_CONFIG))
+            config = hf.read_config(self.small(f"{path}/config.json", hf.MAX_CONFIG))
             if isinstance(config, HfError):
                 return HfError(f"{path}/config.json {config}")
             names = self._files(path)
@@ -85,12 +85,12 @@ class Headers:
     def _files(self, path: str) -> tuple[str, ...] | HfError:
         index = f"{path}/model.safetensors.index.json"
         if os.path.exists(index):
-            return hf.read_index(self._small(index, hf.MAX_INDEX))
+            return hf.read_index(self.small(index, hf.MAX_INDEX))
         with os.scandir(path) as entries:
             return hf.file_names(entry.name for entry in entries if entry.name.endswith(".safetensors"))
 
     def _tensors(self, path: str) -> tuple[Hashable, tuple[HfTensor, ...] | HfError]:
-        fd, st = _open(path)
+        fd, st = open_regular(path)
         try:
             key = (path, identity(st))
             return key, self._kept(key, lambda: _safetensors(fd, st.st_size))
@@ -115,7 +115,7 @@ class Headers:
             return GgufError("broken", f"{name!r} is no name of a model")
         manifest = f"{folder}/manifests/{'/'.join(whole)}/{version}"
         try:
-            layers = json.loads(self._small(manifest, MANIFEST))["layers"]
+            layers = json.loads(self.small(manifest, MANIFEST))["layers"]
             digests = [
                 str(layer["digest"])
                 for layer in layers
@@ -127,8 +127,9 @@ class Headers:
             return GgufError("unsupported", f"{manifest} does not name one file of weights")
         return f"{folder}/blobs/{digests[0].replace(':', '-')}"
 
-    def _small(self, path: str, limit: int) -> bytes:
-        fd, st = _open(path)
+    def small(self, path: str, limit: int) -> bytes:
+        """All of a small regular file; OSError or ValueError."""
+        fd, st = open_regular(path)
         try:
             if st.st_size > limit:
                 raise ValueError(f"larger than {limit >> 10} KiB")
@@ -149,7 +150,7 @@ def _why(error: Exception) -> str:
     return f"cannot be read: {(isinstance(error, OSError) and error.strerror) or error}"
 
 
-def _open(path: str) -> tuple[int, os.stat_result]:
+def open_regular(path: str) -> tuple[int, os.stat_result]:
     """Of a regular file; OSError or ValueError. Never waits for a FIFO's writer."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("is not a file")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llmsupervisor.host.active import active_bytes
-from llmsupervisor.host.headers import Headers
+from llmsupervisor.host.headers import Headers, open_regular
 
 EVERY = 2.0
 SLOWLY = 30.0
@@ -190,11 +190,11 @@ class _Stat(ctypes.Structure):
 def size_and_cached(path: str) -> tuple[int | None, int | None]:
     """Bytes of the file, and of those in the page cache. None: the kernel has no such call, or does not tell us."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
+        fd, st = open_regular(path)
+    except (OSError, ValueError):
         return None, None
     try:
-        size, said, whole = os.fstat(fd).st_size, _Stat(), _Range(0, 0)
+        size, said, whole = st.st_size, _Stat(), _Range(0, 0)
         if ctypes.CDLL(None).syscall(CACHESTAT, fd, ctypes.byref(whole), ctypes.byref(said), 0) != 0:
             return size, None
         return size, min(size, said.cached * os.sysconf("SC_PAGESIZE"))

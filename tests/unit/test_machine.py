@@ -55,6 +55,17 @@ def test_what_is_not_there_is_unknown(tmp_path: Path) -> None:
     assert machine.weights({"chat": [gone]}) == [{"service": "chat", "bytes": None, "cached_bytes": None}]
 
 
+@pytest.mark.timeout(20)
+def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
+    """A FIFO would wait for its writer, and with it every later look."""
+    for name in ("config.json", "model.gguf", "a.safetensors"):
+        os.mkfifo(tmp_path / name)
+    folder, model = str(tmp_path), str(tmp_path / "model.gguf")
+    assert active_bytes([folder], Headers()) is None and active_bytes([model], Headers()) is None
+    assert machine.size_and_cached(model) == (None, None)
+    assert machine.weights({"chat": [folder]}) == [{"service": "chat", "bytes": None, "cached_bytes": None}]
+
+
 def test_what_one_token_reads(tmp_path: Path) -> None:
     """Not the embedding, of which it takes a row; and a quarter of the experts, where two of eight are used."""
     keys = {"block_count": 1, "embedding_length": 64}
