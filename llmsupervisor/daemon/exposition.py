@@ -8,6 +8,7 @@ from llmsupervisor import __version__
 from llmsupervisor.base.exposition import Scalar, render
 from llmsupervisor.daemon.enginetext import engines
 from llmsupervisor.daemon.gpumetrics import gpu_families, host_families
+from llmsupervisor.daemon.snapshot import machine_json
 from llmsupervisor.service.states import State
 
 if TYPE_CHECKING:
@@ -53,9 +54,8 @@ def _services(daemon: Daemon) -> list[Scalar]:
 
 
 def _cards(daemon: Daemon) -> list[Scalar]:
-    status = daemon.status()
-    gpus = gpu_families(status["gpus"] or [], daemon.box.cards.limited())
-    return [*gpus, *host_families(status["host"])]
+    machine = machine_json(daemon.box)
+    return [*gpu_families(machine["gpus"] or [], daemon.box.cards.limited()), *host_families(machine["host"])]
 
 
 def _gpus(daemon: Daemon) -> list[Scalar]:

@@ -39,6 +39,10 @@ class Recent:
         """Since this daemon began."""
         return self._count.get(service, 0)
 
+    def forget(self, service: str) -> None:
+        self._ended.pop(service, None)
+        self._count.pop(service, None)
+
     async def look(self) -> None:
         """Reads only where something was written since."""
         if (now := self._stamp()) == self._seen:

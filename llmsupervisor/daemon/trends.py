@@ -66,7 +66,15 @@ class Trends:
             for name, runner in list(self._daemon.box.runners.items()):
                 self._objectives(runner)
                 self._leaks(name, runner)
+            self._forget()
             await asyncio.sleep(LOOK)
+
+    def _forget(self) -> None:
+        """What left the spec; a service that is not there yet keeps its requests of before."""
+        for name in self.objectives.keys() - self._daemon.box.runners.keys():
+            for known in (self.objectives, self.context, self._recycled):
+                known.pop(name, None)
+            self.recent.forget(name)
 
     # --- objectives ----------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -64,6 +65,7 @@ class World:
         self.runner = SimpleNamespace(
             name="chat", plan=plan, process=process, conditions=Conditions(lambda: self.now, lambda *_: None)
         )
+        self.runners = {"chat": self.runner}
         self.status = SimpleNamespace(state=State.READY)
         traffic = SimpleNamespace(of=lambda name: SimpleNamespace(idle=self.idle), used=lambda name: self.now - 90)
         daemon: Any = SimpleNamespace(
@@ -71,7 +73,7 @@ class World:
             layout=SimpleNamespace(requests=tmp_path / "requests.db"),
             loop=SimpleNamespace(statuses={"chat": self.status}, post=lambda name, event: self.posted.append(event)),
             box=SimpleNamespace(
-                runners={"chat": self.runner}, memory=SimpleNamespace(held=lambda name: {"GPU-0": MIB}), traffic=traffic
+                runners=self.runners, memory=SimpleNamespace(held=lambda name: {"GPU-0": MIB}), traffic=traffic
             ),
         )
         self.trends = Trends(daemon)
@@ -123,6 +125,22 @@ def test_what_ended_is_forgotten(tmp_path: Any, grower: Grower) -> None:
     world.runner.process = None
     world.look(500)
     assert world.trends.of == {} and not world.runner.conditions.has("leak")
+
+
+def test_what_left_the_spec_is_forgotten(tmp_path: Any, grower: Grower) -> None:
+    """And only that: of a service that is not there yet its requests of before are kept."""
+    world = World(tmp_path, {"recycle": True})
+    world.leaking(grower)
+    trends, recent = world.trends, world.trends.recent
+    trends._objectives(world.runner)  # type: ignore[arg-type]
+    recent._ended |= {"chat": deque(), "later": deque()}
+    trends._forget()
+    assert trends.of.keys() == trends.objectives.keys() == trends.context.keys() == trends._recycled.keys() == {"chat"}
+    del world.runners["chat"]
+    trends._memory()
+    trends._forget()
+    assert trends.of == trends.objectives == trends.context == trends._recycled == {}
+    assert recent._ended.keys() == {"later"} and recent._count == {}
 
 
 def test_memory_of_trees(grower: Grower) -> None:
