@@ -163,8 +163,7 @@ class Cards:
             card.slowed_at = None
             card.conditions.clear("clocks-limited")
         wrong = (figures.get("ecc") or {}).get("uncorrected")
-        text = f"{wrong} uncorrected memory errors since the driver was loaded" if wrong else ""
-        card.conditions.set("ecc", text)
+        card.conditions.set("ecc", f"{wrong} uncorrected memory errors since the driver was loaded" if wrong else "")
         rows = figures.get("remapped_rows") or {}
         failed = "a row of memory could not be remapped: the card should be replaced" if rows.get("failed") else ""
         pending = "a row of memory waits to be remapped: reset the card" if rows.get("pending") else ""
@@ -288,6 +287,12 @@ class Cards:
         """Why nothing is started on one of these, nor will be for so many seconds; empty: it may be."""
         return next((why for uuid in uuids if (why := self._closed(uuid, for_longer))), "")
 
+    def reopen(self, uuids: Collection[str]) -> float | None:
+        """When the last of these that are closed is back, Unix seconds; None where that is not known."""
+        wishes = [self._box.desired.gpus.get(uuid, GpuWish()) for uuid in uuids if self._closed(uuid)]
+        ends: list[Any] = [wish.lent["until"] if wish.lent and not wish.quarantine else None for wish in wishes]
+        return None if None in ends else max(ends, default=None)
+
     def barred(self, uuids: Collection[str]) -> str:
         """Why nothing is started there now; empty: it may be."""
         return self.closed(uuids) or (self._not_yet() if uuids else "")
@@ -303,8 +308,8 @@ class Cards:
         back = f"llmsupervisor take {card.word}"
         until = wish.lent["until"] if wish.lent else None
         if wish.lent and wish.boot == self._box.boot and (until is None or until > now + for_longer):
-            end = f"until {_clock(until, now)}" if until is not None else f"until `{back}`"
-            return f"{card.label} is lent to {wish.lent['by']} {end}"
+            end = f"`{back}`" if until is None else _clock(until, now)
+            return f"{card.label} is lent to {wish.lent['by']} until {end}"
         if wish.quarantine and wish.boot == self._box.boot:
             return f"{card.label} is quarantined: {wish.quarantine['reason']}; `{back}` ends that"
         if card.conditions.has("missing"):

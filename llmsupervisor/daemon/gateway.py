@@ -312,13 +312,14 @@ class Gateway:
         self.conditions.set("gateway-key", told(box.keys))
         if self._writer is None or self._pid is None:
             return
-        horizon = box.clock.monotonic() + said.queue_deadline
+        zero = box.clock.wall() - (now := box.clock.monotonic())
         pairs = [(runner, box.loop.statuses[name]) for name, runner in box.runners.items()]
         targets = [
             target
             for runner, status in pairs
+            for on, deadline in ((runner.cards(), said.queue_deadline),)
             for target in targets_of(
-                runner, status, horizon, box.cards.closed(runner.cards(), for_longer=said.queue_deadline)
+                runner, status, now + deadline, box.cards.closed(on, deadline), box.cards.reopen(on), zero
             )
         ]
         if box.edge is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 from llmsupervisor.link import messages as link
@@ -31,19 +32,22 @@ def belongs(endpoint: str, service: str, attempt: int) -> bool:
     return endpoint == whole or endpoint.startswith(f"{whole}/")
 
 
-def targets_of(runner: Runner, status: Status, horizon: float, closed: str = "") -> list[ViewTarget]:
+def targets_of(
+    runner: Runner, status: Status, horizon: float, closed: str = "", reopen: float | None = None, zero: float = 0.0
+) -> list[ViewTarget]:
     """One for each model: of an Ollama with several, `SERVICE/MODEL` each, and the first has the service's own names.
     Where the service takes requests, each of its models says for itself whether it does.
 
     What an engine was started with is told of the run; live keys (names, overflow, listed) are the spec's of now. What
     comes back after `horizon` (monotonic seconds) does not come back in time for those who would wait now. `closed`: why
-    it cannot start until then.
+    it cannot start until then, and `reopen`: when it can, Unix seconds. `zero`: Unix seconds of the monotonic zero.
     """
     process = runner.process if status.state in HAS_PROCESS else None
     plan = process.plan if process else runner.plan
     live = runner.plan.service
     headers = {} if process is None or process.key is None else {process.key[0]: process.key[1]}
     state, reason = _route(status, horizon, closed)
+    again = _next_try(status, zero) if not closed else reopen if status.goal == "up" else None
     models = [(each.name, each.tag, each.context_length) for each in _models(runner, plan)]
     names_of = adapter_for(plan.definition).names
     single = [("", names_of(runner.name, plan.service)[0], plan.service.context_length)]
@@ -54,6 +58,7 @@ def targets_of(runner: Runner, status: Status, horizon: float, closed: str = "")
         several = name if len(models) > 1 else ""
         entry = runner.models.entries.get(name) if state == "open" else None
         route, why = (state, reason) if entry is None else _of_model(name, entry.target, horizon)
+        at = again if entry is None else _model_at(entry.target, zero)
         watched = entry.process if entry is not None else None
         found.append(
             {
@@ -63,6 +68,7 @@ def targets_of(runner: Runner, status: Status, horizon: float, closed: str = "")
                 "address": process.endpoint if process else None,
                 "state": route,
                 "reason": why,
+                "retry_at": None if at is None or route == "open" else math.ceil(at),
                 "parallel": plan.service.parallel,
                 "kv_tokens": plan.service.kv_tokens,
                 "names": list(dict.fromkeys([*own, name] if name else own)),
@@ -96,6 +102,16 @@ def _of_model(name: str, target: Target, horizon: float) -> tuple[Route, str]:
         case TargetState.FAILED if target.deadline is None or target.deadline > horizon:
             return "gone", reason
     return "hold", reason
+
+
+def _next_try(status: Status, zero: float) -> float | None:
+    due = status.goal == "up" and not status.unkillable and status.state in (State.BACKOFF, State.FAILED)
+    return status.retry_at + zero if due and status.retry_at is not None else None
+
+
+def _model_at(target: Target, zero: float) -> float | None:
+    due = target.state is TargetState.FAILED
+    return target.deadline + zero if due and target.deadline is not None else None
 
 
 def _policies(service: Service) -> dict[str, NamePolicy]:

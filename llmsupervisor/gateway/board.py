@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import secrets
 import sys
@@ -26,6 +25,8 @@ SUSPECT = 1.0
 FIRST_VIEW = 5.0
 """Seconds that a request waits for the first view."""
 UNKNOWN = "the gateway has just started and does not know the services yet"
+LONG = 60.0
+"""Seconds that a queue is said to take at most."""
 SMOOTH = 0.1
 """Weight of the newest request in a service's mean duration."""
 
@@ -60,14 +61,16 @@ class Board:
     """`tell` sends to every daemon that is connected. The state of a target is read, and its lease taken, in one step:
     once a view is applied, no request goes to what is not open in it."""
 
-    def __init__(self, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, file: Path, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+    ) -> None:
         self.epoch = secrets.token_hex(4)
         self.table = Table()
         self.since = int(time.time())
         self.tell: Tell = lambda message: None
         self.changed: Callable[[], None] = lambda: None
         self.queue = Queue()
-        self._clock = clock
+        self._clock, self._wall = clock, wall
         self._file = file
         self._rooms: dict[tuple[str, str], Room] = {}
         """By endpoint and target."""
@@ -134,7 +137,10 @@ class Board:
         targets = [t for t in (self.table.target(s) for s in ticket.services) if t is not None]
         if any(not target.gone for target in targets):
             return None
-        return route.gone(ticket.services[0], targets)
+        return self.gone(ticket.services[0], targets)
+
+    def gone(self, name: str, targets: Sequence[Target]) -> Refusal:
+        return route.gone(name, targets, self._wall())
 
     def _keep(self, view: Mapping[str, Any]) -> None:
         """Keys of engines stand in it: 0600."""
@@ -290,12 +296,15 @@ class Board:
         return route.unavailable(text, "queue_timeout", self._estimate(ticket))
 
     def _estimate(self, ticket: Ticket) -> float:
-        """Seconds until the present queue is worked off; 1 to 60."""
-        waits = [
-            self.queue.waiting(t.name) * self._took.get(t.name, 1.0) / (t.parallel or 1)
-            for t in filter(None, map(self.table.target, ticket.services))
-        ]
-        return min(60.0, max(1.0, math.ceil(min(waits, default=1.0))))
+        """Seconds until one of its services has worked off its present queue (60 at most: requests leave it in other ways,
+        too), and not before its next try to come up."""
+        now = self._wall()
+        targets = [t for t in map(self.table.target, ticket.services) if t is not None and not t.gone]
+        return min((max(self._work(t), (t.retry_at or now) - now) for t in targets), default=route.AGAIN)
+
+    def _work(self, target: Target) -> float:
+        waiting, took = self.queue.waiting(target.name), self._took.get(target.name, 1.0)
+        return min(LONG, waiting * took / (target.parallel or 1))
 
     def _first_demand(self, ticket: Ticket) -> None:
         for target in filter(None, map(self.table.target, ticket.services)):

@@ -105,7 +105,7 @@ class Question:
             return route.unknown_model(name, [name for name, _ in self._listed()])
         target = next((each for each in named if each.port), None)
         if target is None:
-            return route.gone(name, named)
+            return self._hub.board.gone(name, named)
         try:
             body = json.dumps({**said, "model": target.model}).encode()
             shown: Json = await self._hub.fetch.post(target, "/api/show", body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,11 @@ PHRASES = {
     505: "HTTP Version Not Supported",
 }
 AGAIN = 1
-"""Seconds after which a refused client may try again."""
+"""Seconds after which a refused client may try again …"""
+SOMEBODY = 60
+"""… where somebody has to act first …"""
+LONGEST = 3600
+"""… and at most: whoever acts may be earlier than any plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +77,16 @@ def unspoken(name: str, path: str, targets: Sequence[Target]) -> Refusal:
     return Refusal(404, f"{name!r} has no route {path}; it has: {speaks}", "unknown_route")
 
 
-def gone(name: str, targets: Iterable[Target]) -> Refusal:
+def gone(name: str, targets: Sequence[Target], now: float) -> Refusal:
+    """`now`: Unix seconds."""
     reasons = "; ".join(f"{target.service}: {target.reason or target.state}" for target in targets)
-    return unavailable(f"{name!r} takes no requests now: {reasons}")
+    known = [target.retry_at - now for target in targets if target.retry_at is not None]
+    unknown = SOMEBODY if all(target.gone for target in targets) else AGAIN
+    return unavailable(f"{name!r} takes no requests now: {reasons}", after=min(known, default=unknown))
 
 
 def unavailable(message: str, code: str = "unavailable", after: float = AGAIN) -> Refusal:
-    return Refusal(503, message, code, (("Retry-After", str(max(1, round(after)))),))
+    return Refusal(503, message, code, (("Retry-After", str(min(LONGEST, max(AGAIN, math.ceil(after))))),))
 
 
 def models(table: Table, time: int, allowed: Container[str] | None = None) -> dict[str, Any]:

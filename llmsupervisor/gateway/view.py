@@ -94,6 +94,8 @@ class Target:
     state: str
     reason: str
     names: tuple[str, ...]
+    retry_at: float | None = None
+    """Unix seconds before which it does not come back; None: not known."""
     headers: tuple[tuple[str, str], ...] = ()
     runtime: str = ""
     """The name of its definition; empty: not told."""
@@ -225,6 +227,7 @@ def _target(said: Mapping[str, Any]) -> Target:
         state=str(said["state"]),
         reason=str(said.get("reason") or ""),
         names=names,
+        retry_at=said.get("retry_at"),
         headers=headers,
         runtime=str(said.get("runtime") or ""),
         model=str(said.get("model") or (names[0] if names else "")),

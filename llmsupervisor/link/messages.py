@@ -684,6 +684,8 @@ class ViewTarget(TypedDict):
     state: Literal["open", "hold", "drain", "gone"]
     reason: str
     """Why it is not open, for the client; empty where it is."""
+    retry_at: NotRequired[int | None]
+    """Unix seconds of the next try to bring it up, where it is known that there is none before."""
     parallel: int | None
     """None: the engine decides."""
     kv_tokens: int | None

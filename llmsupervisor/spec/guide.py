@@ -53,7 +53,9 @@ GUIDES: dict[type[Table], dict[str, Guide]] = {
             "a list of addresses and networks whose X-Forwarded-For is believed", '["127.0.0.1", "10.0.0.0/8"]'
         ),
         "scrape": Guide("who may read /metrics", '"loopback"'),
-        "queue_deadline": Guide(_DURATION + " (the longest wait of a request)", '"60s"'),
+        "queue_deadline": Guide(
+            _DURATION + " (the longest wait of a request; a vLLM takes 90 s and more to restart)", '"60s"'
+        ),
         "queue_size": Guide(_WHOLE + " (requests that wait for one model)", "1000"),
         "max_body": Guide(_SIZE + ", above 0 (of one request)", '"32MiB"'),
         "prefix_hashes": Guide(_BOOL + " (salted hashes of prompt beginnings in the history)", "false"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -49,8 +50,10 @@ def test_what_is_gone_is_refused_at_once(gateway: Standalone) -> None:
         answer = waiting.result(5)
     began = time.monotonic()
     for each in (answer, gateway.ask()):
-        assert each.status == 503 and each.code == "unavailable" and int(each.headers["Retry-After"]) >= 1
+        assert each.status == 503 and each.code == "unavailable" and each.headers["Retry-After"] == "60"
         assert "stopped by root" in each.error["message"]
+    gateway.apply(state="gone", reason="FAILED: 5 failures", retry_at=math.ceil(time.time()) + 600)
+    assert 595 <= int(gateway.ask().headers["Retry-After"]) <= 601
     assert time.monotonic() - began < 1
     assert gateway.get("/readyz").status == 503
 

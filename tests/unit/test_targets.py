@@ -14,7 +14,9 @@ from llmsupervisor.daemon.targets import limits_of, targets_of
 from llmsupervisor.gateway.view import ROUTES, table
 from llmsupervisor.link.messages import ViewTarget
 from llmsupervisor.plan.launch import ServicePlan
+from llmsupervisor.runtime.adapter import adapter_for
 from llmsupervisor.service.states import State, Status
+from llmsupervisor.service.target import Target, TargetState
 from llmsupervisor.spec.model import Gateway
 
 NOW, HORIZON = 1000.0, 1060.0
@@ -103,6 +105,47 @@ def test_a_card_that_is_closed_for_long() -> None:
 def test_where_its_requests_go(status: Status, state: str, reason: str) -> None:
     found = one(status)
     assert (found["state"], found["reason"]) == (state, reason)
+
+
+@pytest.mark.parametrize(
+    ("status", "at"),
+    [
+        (Status(State.FAILED, "up", retry_at=HORIZON + 240.2), 90_001_301),
+        (Status(State.BACKOFF, "up", retry_at=NOW + 8), 90_001_008),
+        (Status(State.FAILED, "up"), None),
+        (Status(State.FAILED, "down", retry_at=NOW + 8), None),
+        (Status(State.FAILED, "up", retry_at=NOW, unkillable=True), None),
+        (Status(State.READY, "up", retry_at=NOW), None),
+        (Status(State.STARTING, "up"), None),
+    ],
+)
+def test_when_it_tries_again(status: Status, at: int | None) -> None:
+    """In whole Unix seconds, so that a view is the same at each look."""
+    (found,) = targets_of(cast(Runner, Stands(chat())), status, HORIZON, zero=90_000_000.0)
+    assert found["retry_at"] == at and table({"generation": 1, "targets": [found]}).targets[0].retry_at == at
+
+
+def test_when_its_card_is_back() -> None:
+    def at(status: Status, until: float | None) -> int | None:
+        (found,) = targets_of(cast(Runner, Stands(chat())), status, HORIZON, "GPU 0 is lent to ann", until)
+        return found["retry_at"]
+
+    waiting = Status(State.BACKOFF, "up", retry_at=NOW)
+    assert at(waiting, 90_007_200.5) == 90_007_201 and at(waiting, None) is None
+    assert at(Status(State.STOPPED, "down"), 90_007_200.0) is None
+
+
+def test_a_model_that_failed_tries_again_by_itself() -> None:
+    """Its service is READY all the while."""
+    definitions = engine('[settings.models]\nrequest = "POST /create"\n')
+    definitions["engine"] = definitions["engine"].model_copy(update={"adapter": "ollama"})
+    plan = planned(service(model=None, context_length=None, models=MODELS), definitions=definitions).services["chat"]
+    models = adapter_for(definitions["engine"]).models(plan.service)
+    entries = {model.name: Entry(model, Target(TargetState.LOADED)) for model in models}
+    entries["b:1"].target = Target(TargetState.FAILED, deadline=HORIZON + 60)
+    runner = Stands(plan, Run(plan), models=Written(entries))
+    found = targets_of(cast(Runner, runner), Status(State.READY, "up"), HORIZON, zero=90_000_000.0)
+    assert [(t["state"], t["retry_at"]) for t in found] == [("open", None), ("gone", 90_001_120)]
 
 
 def test_where_it_is() -> None:
