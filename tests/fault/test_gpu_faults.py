@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+from support import process
 from support.control import Refused
 from support.daemon import Json
 from support.faults import ON_GPU, QUICK, Box, conditions, gpu, wait_gpu
-from support.http import Stream
+from support.http import Stream, request
 from support.nvml import Scenario
 from support.wait import wait_until
 
@@ -58,6 +61,28 @@ def test_G3_no_memory_in_a_request_ends_the_engine(faults: Box, card: Scenario) 
     after = faults.again(1)
     assert after["last_exit"]["cause"] == "oom-run" and after["last_exit"]["code"] == 1
     assert "GPU 0: 22.5 GiB were free when it started, it was expected to take 4.0 GiB" in after["last_exit"]["advice"]
+
+
+def test_G3_the_prompts_in_prefill_are_told(faults: Box, card: Scenario) -> None:
+    """The gateway knows how long they are: a request that it relayed was in prefill when the engine died."""
+    listen = f"127.0.0.1:{process.free_ports(1)[0]}"
+    faults.daemon.write({"chat": faults.fake({}, context_length=8192, **ON_GPU)}, gateway={"listen": listen})
+    faults.daemon.up()
+    before = faults.ready()
+    wait_until(lambda: request(f"http://{listen}/readyz")[0] == 200, 20, "the gateway to be open")
+    faults.inject(before, prompt_ms=1_000_000)
+    body = {"model": "chat", "messages": [{"role": "user", "content": "word " * 3000}], "max_tokens": 2}
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(request, f"http://{listen}/v1/chat/completions", body)
+        wait_until(lambda: faults.inject(before)["in_flight"] == 1, 10, "the request in the engine")
+        told = lambda s: (s["targets"][0]["requests_running"], s["targets"][0]["requests_queued"]) == (1, 0)  # noqa: E731
+        faults.daemon.wait_service("chat", told, 10, "what the gateway says of it")
+        with pytest.raises(OSError):
+            faults.inject(before, oom=1)
+        assert answer.result()[0] == 502
+    advice = faults.again(1)["last_exit"]["advice"]
+    told = re.search(r"it was expected to take 4.0 GiB; (\d+) prompt tokens were in prefill", advice)
+    assert told and 750 < int(told[1]) < 15_000, advice
 
 
 def test_G4_G5_somebody_else_on_the_card(faults: Box, card: Scenario, stranger: int) -> None:
@@ -200,6 +225,26 @@ def test_G14_xids(faults: Box, card: Scenario) -> None:
     faults.daemon.call("take", gpu="GPU-a", by="test")
     faults.ready()
     assert (gpu(faults) or {})["conditions"] == []
+
+
+def test_G14_a_busy_engine_is_judged_by_its_progress(faults: Box, card: Scenario) -> None:
+    """It is suspected while its only place is taken: the tiny request would wait until it counts as failed. It is sent
+    once the engine rests."""
+    before = faults.up({"token_ms": 50}, **ON_GPU | {"parallel": 1}).ready()
+    told = lambda: faults.inject(before)  # noqa: E731
+    wait_gpu(faults, lambda g: g["xids"] == [], "a card that is listened to")
+    with Stream(before["endpoint"], faults.daemon.key("chat")) as stream:
+        stream.first()
+        so_far = told()["calls"]["/v1/chat/completions"]
+        card.play("gpu GPU-a 24576 1000 0", "xid 31")
+        wait_gpu(faults, lambda g: g["xids"], "the XID")
+        looks = told()["calls"].get("/metrics", 0)
+        wait_until(lambda: told()["calls"].get("/metrics", 0) >= looks + 8, 20, "eight more looks")
+        assert told()["calls"]["/v1/chat/completions"] == so_far
+        assert faults.daemon.service("chat")["state"] == "READY"
+    wait_until(lambda: told()["calls"]["/v1/chat/completions"] == so_far + 1, 20, "the request of its task")
+    kept = faults.daemon.service("chat")
+    assert (kept["state"], kept["pid"], kept["restarts"]) == ("READY", before["pid"], 0)
 
 
 def test_G14_a_card_that_fell_off_the_bus(faults: Box, card: Scenario) -> None:
