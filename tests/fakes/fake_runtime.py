@@ -9,7 +9,7 @@ start   ready-after, bind-after, exit-after with code (number) or die (signal na
         times (the start faults hit the first N starts of the journal only)
 got     got-n-ctx, got-parallel, got-kv, got-flash (enabled | disabled): what it says it has, whatever was asked
 run     hang = health | decode | all, mute (answers late while a core is busy), token-ms, prompt-ms (per prompt token),
-        http-500 (text of the error that every completion gets)
+        http-500 (text of the error that every completion gets), leak (KiB that each completion keeps for ever)
 log     spew (MB/s, 0 = as fast as the pipe takes it), noise = line | nul | utf8 | ansi | partial, close-stdout
 tree    children (setsid, deaf to TERM), zombie, worker (its death makes /health 503)
 end     ignore-term, term-after, reuse-port
@@ -67,6 +67,7 @@ KNOBS = (
     "token-ms",
     "prompt-ms",
     "http-500",
+    "leak",
     "spew",
     "noise",
     "close-stdout",
@@ -190,6 +191,7 @@ class Engine:
         self.children: list[int] = []
         self.worker = 0
         self.muted_until = 0.0
+        self.leaked: list[bytes] = []
 
     def take(self) -> Slot:
         with self.free:
@@ -444,6 +446,7 @@ class Completion:
                 more = {"timings": self.timings()} if self.asked.get("timings_per_token") else {}
                 sock.sendall(self.chunk(words[-1], None, **more))
         self.count()
+        self.engine.leaked.append(b"x" * int(knobs.number("leak") * 1024))
         return self.end("".join(words)) if stream else self.whole("".join(words))
 
     def progress(self) -> dict[str, object]:
