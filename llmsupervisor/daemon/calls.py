@@ -209,7 +209,7 @@ class Calls:
     async def restart(self, args: Args, peer: Peer) -> AsyncIterator[Any]:
         by = self._by(args, peer)
         if args.get("drifted"):
-            runners = [r for r in self._daemon.box.runners.values() if r.drift]
+            runners = [r for r in self._daemon.box.runners.values() if r.drift or r.models.drift]
         else:
             runners = [self._runner(args)]
         for runner in runners:

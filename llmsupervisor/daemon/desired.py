@@ -33,6 +33,8 @@ class Wish:
     """Seconds that the last start took until READY."""
     vram: dict[str, Any] | None = None
     """`gpus`: UUID → bytes that it held when it last was READY; `of`: hash of what it was started with."""
+    made: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Of an Ollama: tag of ours → `file`, `identity` and `sha256` (empty: not known) of the GGUF that it was made from."""
     unloaded_boot: str = ""
     """During this boot it was unloaded, and waits for a demand."""
 

@@ -47,7 +47,7 @@ def _services(daemon: Daemon) -> list[Scalar]:
         if (seconds := daemon.desired.wish(service).load_s) is not None:
             load.set(round(seconds, 3), service)
         if runner.process is not None:
-            drift.set(len(runner.drift), service)
+            drift.set(len(runner.drift) + len(runner.models.drift), service)
             if (at := runner.process.started_at) is not None:
                 begun.set(at, service)
     return [states, restarts, load, begun, drift]

@@ -7,12 +7,13 @@ import asyncio
 import contextlib
 import sys
 import traceback
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmsupervisor.daemon.enrich import EngineLog
+from llmsupervisor.daemon.made import Made
 from llmsupervisor.daemon.modelwork import AGAIN, APPEARS, ASK, Entry, Stopped, Work, parts
-from llmsupervisor.daemon.runners import RunnerProcess, find
+from llmsupervisor.daemon.runners import RunnerProcess, find, together
 from llmsupervisor.link.messages import Finished
 from llmsupervisor.runtime import models
 from llmsupervisor.runtime.adapter import adapter_for
@@ -58,6 +59,7 @@ COMES = 5.0
 class Models:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
+        self.made = Made(runner)
         self._process: Process | None = None
         self._entries: dict[str, Entry] = {}
         self._changed = asyncio.Event()
@@ -312,6 +314,7 @@ class Models:
         if self._process is None or self._looks % APPEAR:
             return
         for name, entry in self._entries.items():
+            entry.replaced = self.made.replaced(entry.model)
             if entry.target.state is TargetState.UNLOADED and self.watch(entry):
                 self.post(name, Appeared())
 
@@ -323,6 +326,16 @@ class Models:
     # --- traffic -------------------------------------------------------------------------------------------------
 
     def demand(self, name: str) -> None:
+        """Of the one that there is where it has no name of its own."""
+        if not name and len(self._entries) == 1:
+            (name,) = self._entries
+        entry = self._entries.get(name)
+        if (
+            entry is not None
+            and entry.target.state is TargetState.UNLOADED
+            and (why := self.made.replaced(entry.model))
+        ):
+            self.post(name, Edited(why))
         self.post(name, Demand())
 
     def idle(self, name: str, why: str) -> None:
@@ -335,6 +348,10 @@ class Models:
         """By the name in the spec; empty where nobody is there, or where the service is one target."""
         return self._entries if self._process is not None else {}
 
+    @property
+    def drift(self) -> tuple[str, ...]:
+        return tuple(entry.replaced for entry in self.entries.values() if entry.replaced)
+
     def shown(self) -> Mapping[str, Entry]:
         """Also where nobody is there: all of them absent."""
         if self._process is not None:
@@ -343,19 +360,9 @@ class Models:
         return {model.name: Entry(model) for model in adapter_for(plan.definition).models(plan.service)}
 
     def figures(self) -> Figures | None:
-        """Of all of them together: sums, and the fullest cache. None: nothing of them is known."""
-        known = [e.process.figures for e in self.entries.values() if e.process is not None and e.process.figures]
-        if not known:
-            return None
-        usage = [each.kv_cache_usage for each in known if each.kv_cache_usage is not None]
-        return Figures(
-            requests_running=_sum(each.requests_running for each in known),
-            requests_waiting=_sum(each.requests_waiting for each in known),
-            kv_cache_usage=max(usage) if usage else None,
-            kv_tokens_used=_sum(each.kv_tokens_used for each in known),
-            kv_tokens_cached=_sum(each.kv_tokens_cached for each in known),
-            prompt_tokens_total=_sum(each.prompt_tokens_total for each in known),
-            completion_tokens_total=_sum(each.completion_tokens_total for each in known),
+        """Of all of them together; None: nothing of them is known."""
+        return together(
+            [e.process.figures for e in self.entries.values() if e.process is not None and e.process.figures]
         )
 
     async def settled(self) -> None:
@@ -373,11 +380,6 @@ class Models:
             if entry.target.state in (TargetState.CREATING, TargetState.LOADING)
         ]
         return ", ".join(texts) or None
-
-
-def _sum(values: Iterable[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
 
 
 def _unsettled(entry: Entry, now: float) -> bool:

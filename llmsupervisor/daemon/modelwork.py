@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from llmsupervisor.base.ids import Json
+from llmsupervisor.daemon.made import file_identity
 from llmsupervisor.daemon.runners import RunnerProcess
 from llmsupervisor.host.digest import sha256_of
 from llmsupervisor.host.http import Answer
@@ -46,6 +47,8 @@ class Entry:
     work: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
     offload: str = ""
+    replaced: str = ""
+    """Its file is another one than that it was made from; in words."""
 
 
 class Stopped(Exception):
@@ -87,15 +90,35 @@ class Work:
         if answer.status == 404 or shown.context_length != entry.model.context_length:
             return Found(present=False, loaded=False)
         entry.blob = shown.blob
-        return Found(present=True, loaded=self._models.watch(entry))
+        if self._models.watch(entry):
+            return Found(present=True, loaded=True)
+        return Found(present=not await self._other_file(entry), loaded=False)
+
+    async def _other_file(self, entry: Entry) -> bool:
+        """By its hash, where its identity is another one: a copy of the same is the same."""
+        made, now = self._models.made.of(entry.model), file_identity(entry.model.file)
+        if not now or (made is not None and made["identity"] == now):
+            return False
+        digest = "" if made is None else await self._hash(entry)
+        if made is None or made["sha256"] == digest:
+            self._remember(entry, now, digest)
+            return False
+        return True
+
+    def _remember(self, entry: Entry, identity: str, digest: str) -> None:
+        tags = {each.model.tag for each in self._models.entries.values()}
+        self._models.made.remember(entry.model, identity, digest, tags)
+        entry.replaced = ""
 
     async def create(self, entry: Entry) -> TargetEvent:
-        model, digest = entry.model, ""
+        model, digest, read = entry.model, "", file_identity(entry.model.file)
         if model.file:
             digest = await self._upload(entry)
         else:
             await self._fetch(entry)
         await self._stream(entry, models.create(model, digest))
+        if model.file:
+            self._remember(entry, read, digest)
         entry.blob = models.shown((await self._call(models.show(model.tag))).json).blob
         if entry.superseded and entry.superseded != model.tag:
             await self._process.engine.call(*parts(models.delete(entry.superseded)), ASK)
@@ -112,6 +135,14 @@ class Work:
         await self._stream(entry, models.pull(entry.model))
 
     async def _upload(self, entry: Entry) -> str:
+        digest = await self._hash(entry)
+        # made over it, the old weights would stay on the disk
+        await self._call(models.delete(entry.model.tag), missing=True)
+        if (await self._call(models.blob(digest), missing=True)).status == 404:
+            await self._stream(entry, models.upload(digest, entry.model.file))
+        return digest
+
+    async def _hash(self, entry: Entry) -> str:
         path = entry.model.file
         try:
             size = os.stat(path).st_size
@@ -119,12 +150,9 @@ class Work:
             def hashed(done: int) -> None:
                 entry.progress = Progress(f"reading {os.path.basename(path)}", done, size)
 
-            digest = await asyncio.to_thread(sha256_of, path, hashed)
+            return await asyncio.to_thread(sha256_of, path, hashed)
         except OSError as error:
             raise Stopped(f"{path}: {(error.strerror or str(error)).lower()}") from error
-        if (await self._call(models.blob(digest), missing=True)).status == 404:
-            await self._stream(entry, models.upload(digest, path))
-        return digest
 
     async def load(self, entry: Entry) -> TargetEvent:
         """Then one tiny request as the traffic is: before it no request comes."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from llmsupervisor.base.clock import Clock
@@ -35,6 +35,27 @@ def find(shim: int, wanted: Callable[[RunnerArgs], bool]) -> tuple[tree.Identity
         if args is not None and wanted(args) and (found is None or identity.start >= found[0].start):
             found = identity, args
     return found
+
+
+def together(known: Sequence[Figures]) -> Figures | None:
+    """Sums, and the fullest cache. None: of none."""
+    if not known:
+        return None
+    usage = [each.kv_cache_usage for each in known if each.kv_cache_usage is not None]
+    return Figures(
+        requests_running=_sum(each.requests_running for each in known),
+        requests_waiting=_sum(each.requests_waiting for each in known),
+        kv_cache_usage=max(usage) if usage else None,
+        kv_tokens_used=_sum(each.kv_tokens_used for each in known),
+        kv_tokens_cached=_sum(each.kv_tokens_cached for each in known),
+        prompt_tokens_total=_sum(each.prompt_tokens_total for each in known),
+        completion_tokens_total=_sum(each.completion_tokens_total for each in known),
+    )
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def _argv(pid: int) -> list[str]:

@@ -47,7 +47,7 @@ def service_json(runner: Runner, status: Status, trends: Trends, wall: float, mo
         "phase": runner.phase,
         "reason": status.reason,
         "conditions": [{"id": c.id, "text": c.text, "since": c.since} for c in runner.conditions.all()],
-        "drift": list(runner.drift),
+        "drift": [*runner.drift, *runner.models.drift],
         "goal": status.goal,
         "stopped_by": status.stopped_by or None,
         "retry_at": None if status.retry_at is None else wall + status.retry_at - monotonic,
