@@ -39,7 +39,7 @@ def service_json(runner: Runner, status: Status, trends: Trends, wall: float, mo
     lives = status.state in HAS_PROCESS and process is not None
     plan = process.plan if process is not None else runner.plan
     names = list(names_of(runner.name, runner.plan.service))
-    trend = trends.of.get(runner.name)
+    trend = trends.of.get(runner.name) if lives else None
     return {
         "name": runner.name,
         "runtime": plan.definition.name,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
+import re
 import signal
+import subprocess
 from typing import Any
 
 import pytest
 from support import control
-from support.daemon import Daemon
+from support.daemon import Daemon, clean_environ
 from support.spec import fake
 from support.wait import wait_until
 
@@ -49,3 +53,80 @@ def test_after_a_crash_and_a_wrong_edit(daemon: Daemon) -> None:
     wrong = daemon.call("spec")
     assert "parallel" in wrong["error"] and any(line.startswith("+parallel") for line in wrong["diff"])
     assert daemon.service("chat")["state"] == "READY"
+
+
+# --- figures as text ----------------------------------------------------------------------------------------------
+
+
+def table(lines: list[str]) -> dict[str, dict[str, str]]:
+    """Service → what stands below each head: text columns begin with their head, figures end with it."""
+    (at,) = [i for i, line in enumerate(lines) if line.startswith("NAME ")]
+    heads = [(found[0], found.start(), found.end()) for found in re.finditer(r"LAST 15 MIN|\S+", lines[at])]
+    rows = {}
+    for line in lines[at + 1 :]:
+        if not line.strip():
+            break
+        name, sign, state = line.split()[:3]
+        row = {"STATE": f"{sign} {state}"}
+        for (_, _, before), (head, _, end) in itertools.pairwise(heads[:-1]):
+            if head not in ("STATE", "FOR"):
+                row[head] = line[before:end].strip()
+        rows[name] = row
+    return rows
+
+
+def watched(daemon: Daemon, *words: str) -> tuple[list[str], int]:
+    """What a command that goes on prints until something changed and Ctrl-C came, and how it ended."""
+    env = clean_environ(LLMSUPERVISOR_STATE_DIR=str(daemon.state), PYTHONUNBUFFERED="1")
+    command = [daemon.python, "-m", "llmsupervisor", *words]
+    with subprocess.Popen(command, cwd=daemon.folder, env=env, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        lines: list[str] = []
+        shown: list[str] = []
+        for line in child.stdout:
+            lines.append(line.rstrip("\n"))
+            if not line.startswith(("chat ", "{")):
+                continue
+            if "STOPPED" in line:
+                child.send_signal(signal.SIGINT)
+            elif len(shown) == 0:
+                daemon.call("stop", service="chat", by="test", wait=False)
+            shown.append(line)
+        return lines, child.wait(10)
+
+
+def test_top_once(daemon: Daemon) -> None:
+    none = daemon.cli("top", "--once")
+    assert none.returncode == 5 and not none.stdout and "llmsupervisor up" in none.stderr
+    daemon.write({"chat": fake(daemon.folder / "model.gguf"), "off": fake(daemon.folder / "model.gguf")})
+    daemon.up()
+    daemon.wait_state("chat", "READY")
+    daemon.wait_service("chat", lambda s: s["rss_bytes"] and s["targets"][0]["figures_time"], 30, "a first look")
+    daemon.call("stop", service="off", by="test", timeout=30)
+    done = daemon.cli("top", "--once")
+    assert done.returncode == 0 and not done.stderr and "\x1b" not in done.stdout
+    lines = done.stdout.splitlines()
+    rows = table(lines)
+    chat = rows["chat"]
+    assert chat["STATE"].endswith(" READY") and (chat["RUN"], chat["WAIT"]) == ("0", "0")
+    assert re.fullmatch(r"\d+\.\d [KM]iB", chat["RAM"])
+    unknown = ("QUEUE", "TOK/S", "DECODE", "PREFILL", "HIT", "CTX95", "VRAM")
+    assert {head: chat[head] for head in unknown} == dict.fromkeys(unknown, "–")
+    assert rows["off"]["STATE"].endswith(" STOPPED") and set(list(rows["off"].values())[1:]) == {"–"}
+    assert daemon.cli("top", "--once", "--interval", "0").returncode == 2
+
+
+@pytest.mark.parametrize(
+    "words", [("top", "--interval", "0.2"), ("status", "--watch"), ("status", "--watch", "--json")]
+)
+def test_what_is_printed_again_until_ctrl_c(daemon: Daemon, words: tuple[str, ...]) -> None:
+    daemon.write({"chat": fake(daemon.folder / "model.gguf")})
+    daemon.up()
+    daemon.wait_state("chat", "READY")
+    lines, code = watched(daemon, *words)
+    assert code == 0 and "Traceback" not in "".join(lines)
+    if "--json" in words:
+        assert [json.loads(line)["services"][0]["name"] for line in lines] == ["chat"] * len(lines)
+        assert json.loads(lines[0])["services"][0]["state"] == "READY"
+    else:
+        assert sum("llmsupervisor" in line and "pid" in line for line in lines) >= 2, lines
