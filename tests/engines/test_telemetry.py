@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support import control, engines, process
 from support.daemon import Daemon
-from support.http import request
+from support.http import chat, request
 from support.prometheus import Prometheus, panels, promtool, scraping
 from support.spec import served
 from support.wait import wait_until
@@ -122,6 +122,22 @@ def test_while_it_works(run: Run) -> None:
         return target["kv_tokens_used"] == 0 and target["kv_tokens_cached"] > 150 and target["tokens_per_s"] is None
 
     run.daemon.wait_service("chat", rests, 60, "rest: no speed, and what stays until somebody needs the room")
+
+
+def test_a_draft_model_whose_guesses_are_taken(daemon: Daemon, model: Path) -> None:
+    """The model guesses for itself."""
+    daemon.write({"chat": served(engines.llama_server(), model, draft=str(model))})
+    daemon.up()
+    ready = daemon.wait_state("chat", "READY", 120)
+    assert ready["targets"][0]["draft_acceptance"] is None
+    said = chat(ready["endpoint"], daemon.key("chat"), tokens=48, text="Count from one to twenty in words.")
+    assert said
+    wait_until(
+        lambda: daemon.service("chat")["targets"][0]["draft_acceptance"], 30, lambda: f"{daemon.service('chat')}"
+    )
+    target = daemon.service("chat")["targets"][0]
+    print(f"\nof the guessed tokens {target['draft_acceptance']:.2f} were taken")
+    assert 0 < target["draft_acceptance"] <= 1
 
 
 def test_figures_over_time(run: Run) -> None:
