@@ -23,6 +23,7 @@ _KV = re.compile(r"llama_kv_cache: size = .*K \((\w+)\):.*V \((\w+)\):")
 _FLASH = re.compile(r"llama_context: flash_attn\s+= (\w+)")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 _BUFFER = re.compile(r"(\S+)\s+(model|KV|RS|compute|output) buffer size =\s+([\d.]+) MiB")
+_DRAFT = "loading draft model"
 _PARTS = {"model": "weights", "KV": "kv", "RS": "kv", "compute": "compute", "output": "compute"}
 _WEIGHTS = re.compile(r"load_tensors:\s+(\S+) model buffer size")
 _NO_GPU = re.compile(r"no usable GPU found|failed to initialize CUDA|ggml_cuda_init: failed|no CUDA-capable device")
@@ -223,7 +224,8 @@ def _task(service: Service, given: Given) -> list[Arg]:
 
 
 def loaded(log_text: str) -> dict[str, Json]:
-    """What the log of a load at verbosity 4 tells; the last load counts."""
+    """What the log of a load at verbosity 4 tells; the last load counts, but for that of a draft model."""
+    log_text = log_text.partition(_DRAFT)[0]
     kv = _KV.findall(log_text)
     flash = _FLASH.findall(log_text)
     states: dict[str, Json] = {"enabled": True, "disabled": False}

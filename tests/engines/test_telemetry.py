@@ -130,8 +130,9 @@ def test_a_draft_model_whose_guesses_are_taken(daemon: Daemon, model: Path) -> N
     daemon.up()
     ready = daemon.wait_state("chat", "READY", 120)
     assert ready["targets"][0]["draft_acceptance"] is None
-    said = chat(ready["endpoint"], daemon.key("chat"), tokens=48, text="Count from one to twenty in words.")
-    assert said
+    first = daemon.wait_service("chat", lambda s: s["targets"][0]["figures_time"], 30, "figures before the request")
+    assert first["conditions"] == [] and first["got"]["kv_cache_type"] == "q8_0", "what the draft got is not its own"
+    assert chat(ready["endpoint"], daemon.key("chat"), tokens=48, text="Count from one to twenty in words.")
     wait_until(
         lambda: daemon.service("chat")["targets"][0]["draft_acceptance"], 30, lambda: f"{daemon.service('chat')}"
     )
