@@ -53,7 +53,9 @@ def service(value: Service, foreign: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(("models",), Problem("", "model and models exclude each other", "one of the two"))
     if value.command is not None and value.venv is not None:
         yield Finding(("venv",), Problem("", "command and venv exclude each other", "one of the two"))
-    yield from _repeated("gpus", value.gpus if isinstance(value.gpus, tuple) else ())
+    gpus = value.gpus if isinstance(value.gpus, tuple) else ()
+    yield from _repeated("gpus", gpus)
+    yield from _whole_cards(gpus)
     yield from _repeated("aliases", value.aliases)
     yield from _repeated("models", tuple(model.name for model in value.models or ()))
     if value.cpus is not None and not all(map(_cpus, value.cpus.split(","))):
@@ -75,6 +77,14 @@ def _repeated(key: str, values: tuple[object, ...]) -> Iterator[Finding]:
     for index, value in enumerate(values):
         if value in values[:index]:
             yield Finding((key, index), Problem("", f"{toml(value)} stands here twice", "each one once"))
+
+
+def _whole_cards(gpus: tuple[int | str, ...]) -> Iterator[Finding]:
+    for index, word in enumerate(gpus):
+        if str(word).upper().startswith("MIG-"):
+            wrong = f"{toml(word)} is a MIG instance, and those are shown but not served"
+            allowed = "a whole card: its index, or the UUID (GPU-…) that `llmsupervisor gpus` prints"
+            yield Finding(("gpus", index), Problem("", wrong, allowed, "", "gpus = [0]"))
 
 
 def _environment(value: Service, foreign: Mapping[str, str]) -> Iterator[Finding]:

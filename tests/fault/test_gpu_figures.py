@@ -10,6 +10,7 @@ from typing import get_type_hints
 import pytest
 from support.faults import ON_GPU, Box, conditions, gpu, wait_gpu
 from support.nvml import Scenario
+from support.wait import wait_until
 
 from llmsupervisor.link import messages
 
@@ -90,6 +91,26 @@ def test_every_figure_reaches_the_status_in_its_unit(faults: Box, card: Scenario
     }
     told = faults.daemon.cli("gpus").stdout
     assert "busy 63%" in told and "bandwidth 41%" in told and "350 of 350 W" in told and "71 °C" in told
+
+
+def test_mig_instances_are_shown_and_refused_as_a_place(faults: Box, card: Scenario) -> None:
+    card.play(LINE, "mig MIG-1 40960 100", "mig MIG-2 20480 7")
+    pid = faults.up({}, **ON_GPU).ready()["pid"]
+    found = wait_gpu(faults, lambda g: g["mig"], "the instances")
+    assert found["mig"] == {
+        "enabled": True,
+        "instances": [
+            {"uuid": "MIG-1", "index": 0, "memory_total_bytes": 40960 * MIB, "memory_used_bytes": 100 * MIB},
+            {"uuid": "MIG-2", "index": 1, "memory_total_bytes": 20480 * MIB, "memory_used_bytes": 7 * MIB},
+        ],
+    }
+    assert "MIG, 2 instances" in faults.daemon.cli("gpus").stdout
+    faults.daemon.write({"chat": faults.fake({}, **ON_GPU | {"gpus": ["MIG-2"]})})
+    done = faults.daemon.cli("check", str(faults.daemon.spec_path))
+    assert done.returncode and '"MIG-2" is a MIG instance' in done.stdout + done.stderr
+    wait_until(lambda: "MIG-2" in (faults.daemon.status()["daemon"]["spec"]["error"] or ""), 20, "the refusal")
+    kept = faults.daemon.service("chat")
+    assert (kept["pid"], kept["state"]) == (pid, "READY")
 
 
 @pytest.mark.parametrize("code", [3, 13, 4, 999])

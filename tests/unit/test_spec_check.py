@@ -36,6 +36,7 @@ def test_bad_service_names(name: str) -> None:
         ("command = ['x']\nvenv = 'v'", 4, "venv: command and venv exclude each other"),
         ("gpus = [\n0,\n1,\n0]", 6, "gpus[2]: 0 stands here twice"),
         ("gpus = ['GPU-1', 'GPU-1']", 3, 'gpus[1]: "GPU-1" stands here twice'),
+        ("gpus = [0, 'MIG-5d1c']", 3, 'gpus[1]: "MIG-5d1c" is a MIG instance, and those are shown but not served'),
         ("aliases = ['a', 'a']", 3, 'aliases[1]: "a" stands here twice'),
         (
             "models = [\n{ name = 'm', context_length = 1 },\n{ name = 'm', context_length = 2 }]",
