@@ -289,14 +289,13 @@ class Connection(asyncio.BufferedProtocol):
                 return
 
     def _start(self, request: Request) -> None:
-        table, path = self._hub.board.table, request.path
-        guard, method = self._hub.guard, request.method
+        guard, table, method, path = self._hub.guard, self._hub.board.table, request.method, request.path
         cors = guard.cors(request.headers)
         if method == "OPTIONS":
             allowed = guard.preflight(request.headers)
             self.refused(allowed) if isinstance(allowed, Refusal) else self._answer(204, b"", allowed)
-        elif path in route.LOCAL and method in ("GET", "HEAD"):
-            self._local(route.LOCAL[path], request, cors)
+        elif method in ("GET", "HEAD") and (local := route.local(path, table)):
+            self._local(local, request, cors)
         elif isinstance(asker := guard.admit(request.headers, self._peer), Refusal):
             self.refused(asker, cors)
         elif native.ASKED.get(path) == method:
@@ -323,6 +322,8 @@ class Connection(asyncio.BufferedProtocol):
                     body = route.models(table, self._hub.board.since, asker.models)
                 if table.generation == 0:
                     refusal = route.unavailable(UNKNOWN)
+            case "ollama":
+                kind, body = "text/plain; charset=utf-8", route.RUNNING
             case "readyz":
                 states = {target.endpoint: target.state for target in table.targets}
                 status, body = (200 if table.ready() else 503), {"ready": table.ready(), "endpoints": states}
@@ -332,8 +333,7 @@ class Connection(asyncio.BufferedProtocol):
         if refusal is not None:
             self.refused(refusal, cors)
             return
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self._answer(status, data, cors, kind)
+        self._answer(status, body if isinstance(body, bytes) else json.dumps(body).encode(), cors, kind)
 
     def _answer(self, status: int, body: bytes, headers: Headers = (), kind: str = "application/json") -> None:
         request = self._request

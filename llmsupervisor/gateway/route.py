@@ -12,6 +12,8 @@ from llmsupervisor.gateway.view import Table, Target
 
 LOCAL = {"/v1/models": "models", "/healthz": "healthz", "/readyz": "readyz", "/metrics": "metrics"}
 """GET, answered here."""
+RUNNING = b"Ollama is running"
+"""To GET and HEAD of `/`, where one is behind it: its clients ask that first."""
 FORWARDED = frozenset(
     {"accept", "content-type", "user-agent", "traceparent", "tracestate", "x-request-id", "anthropic-version"}
     | {"anthropic-beta", "openai-beta"}
@@ -56,6 +58,11 @@ class Refusal:
             return {"error": self.message}
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
+
+
+def local(path: str, table: Table) -> str | None:
+    """What of ours answers it."""
+    return "ollama" if path == "/" and any(target.traits.native for target in table.targets) else LOCAL.get(path)
 
 
 def refused_route(method: str, path: str, table: Table) -> Refusal:

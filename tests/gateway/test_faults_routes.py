@@ -106,3 +106,17 @@ def test_W21_a_route_that_a_definition_adds(gateway: Standalone) -> None:
     assert gateway.ask({"model": "b"}, "/pooling").status in (400, 404)
     assert gateway.ask(path="/v1/rerank").status in (400, 404)
     assert len(gateway.engine.requests) == 1
+
+
+def test_W21_clients_of_ollama_ask_whether_it_runs(gateway: Standalone) -> None:
+    """Only where one is behind."""
+    head = b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    assert gateway.get("/").status == 404 and Answer(gateway.say(head)).status == 404
+    gateway.apply(traits={"routes": {"/api/chat": "api.chat"}})
+    answer = gateway.get("/")
+    assert (answer.status, answer.body) == (200, b"Ollama is running")
+    assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
+    said = gateway.say(head)
+    assert Answer(said).status == 200 and said.endswith(b"\r\n\r\n") and b"Content-Length: 17" in said
+    assert gateway.ask(path="/").status == 404 and gateway.get("/x").status == 404
+    assert not gateway.engine.requests
