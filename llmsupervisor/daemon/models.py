@@ -250,13 +250,9 @@ class Models:
             stall,
             lambda dead, why: self._died(entry, dead, why),
             self._runner.box.clock,
-            lambda: self._prefill(entry.model.name),
+            lambda: self._runner.box.traffic.of(self.key(entry.model.name)),
         )
         return entry.process is not None
-
-    def _prefill(self, name: str) -> int | None:
-        load = self._runner.box.traffic.of(self.key(name))
-        return load.prefill_tokens if load is not None else None
 
     def key(self, name: str) -> str:
         """Of its traffic."""

@@ -12,6 +12,7 @@ from typing import Any
 from llmsupervisor.base.clock import Clock
 from llmsupervisor.base.ids import Json
 from llmsupervisor.daemon.scrape import Scraper
+from llmsupervisor.daemon.traffic import Load
 from llmsupervisor.host import tree
 from llmsupervisor.host.http import Engine
 from llmsupervisor.host.pidfd import readable
@@ -71,7 +72,7 @@ class RunnerProcess:
 
     def __init__(
         self, identity: tree.Identity, pidfd: int, args: RunnerArgs, adapter: Adapter, hang: float, stall: float,
-        died: Callable[[RunnerProcess, str], None], clock: Clock, prefill: Callable[[], int | None],
+        died: Callable[[RunnerProcess, str], None], clock: Clock, load: Callable[[], Load | None],
     ) -> None:  # fmt: skip
         self.identity, self.args = identity, args
         self.scraper = Scraper(clock)
@@ -80,10 +81,12 @@ class RunnerProcess:
         self._adapter = adapter
         self._hang, self._stall = hang, stall
         self._died = died
-        self._prefill = prefill
-        """Prompt tokens that it works on, as the gateway counts them."""
+        self._load = load
+        """What the gateway has it do."""
         self._killed = ""
         self._read_at = -REREAD
+        self._mute = False
+        """It answers, and tells no figures."""
         self._engine = Engine(args.address)
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._until_dead()), loop.create_task(self._watch())]
@@ -91,11 +94,11 @@ class RunnerProcess:
     @classmethod
     def open(
         cls, found: tuple[tree.Identity, RunnerArgs], adapter: Adapter, hang: float, stall: float,
-        died: Callable[[RunnerProcess, str], None], clock: Clock, prefill: Callable[[], int | None],
+        died: Callable[[RunnerProcess, str], None], clock: Clock, load: Callable[[], Load | None],
     ) -> RunnerProcess | None:  # fmt: skip
         """None: it is gone already."""
         pidfd = tree.open_pidfd(found[0])
-        return None if pidfd is None else cls(found[0], pidfd, found[1], adapter, hang, stall, died, clock, prefill)
+        return None if pidfd is None else cls(found[0], pidfd, found[1], adapter, hang, stall, died, clock, load)
 
     def kill(self, why: str) -> None:
         """The service starts another one when it is needed."""
@@ -147,18 +150,25 @@ class RunnerProcess:
     async def _observe(self, ask: float) -> Observation:
         answered = (await self._engine.get_text("/health", ask)).status is not None
         now = asyncio.get_running_loop().time()
-        if answered and (now - self._read_at >= REREAD or (self.figures and self.figures.requests_running)):
+        load = self._load()
+        busy = (load is not None and load.running) or (self.figures and self.figures.requests_running)
+        if answered and (busy or now - self._read_at >= REREAD):
             self._read_at = now
             await self._read(ask)
         found = self.figures if answered else None
+        running = found.requests_running if found else None
+        progress = found.progress if found else None
+        if answered and self._mute and load is not None and load.running:
+            # its last figures may be of the time before: what the gateway sent is there, and nothing is seen to move
+            running, progress = load.running, progress if progress is not None else ()
         return Observation(
             time=asyncio.get_running_loop().time(),
             answered=answered,
-            running=found.requests_running if found else None,
+            running=running,
             waiting=found.requests_waiting if found else None,
-            progress=found.progress if found else None,
+            progress=progress,
             cpu_s=None if answered else _cpu(self.identity.pid),
-            prompt_tokens=self._prefill(),
+            prompt_tokens=load.prefill_tokens if load is not None else None,
         )
 
     async def _read(self, ask: float) -> None:
@@ -166,7 +176,8 @@ class RunnerProcess:
         log, so an idle one is asked seldom."""
         metrics = await self._engine.get_text("/metrics", ask)
         slots = await self._engine.get_json("/slots", ask)
-        if slots.ok or metrics.ok:
+        self._mute = not (slots.ok or metrics.ok)
+        if not self._mute:
             said = slots.json if slots.ok else None
             self.scraper.take(self._adapter.figures(metrics.text if metrics.ok else None, said))
 
