@@ -67,6 +67,7 @@ def vllm(**settings: Any) -> Table:
         "attention_backend": "CPU_ATTN",
         "gpus": [],
         "extra_args": ["--enforce-eager"],
+        "env": {"PYTHONPATH": str(engines.REPOSITORY / "tests" / "engines" / "yields")},
         **settings,
     }
 
