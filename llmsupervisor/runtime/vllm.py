@@ -145,10 +145,11 @@ class Vllm(Generic):
         return found
 
     def warnings(self, service: Service, given: Given) -> tuple[str, ...]:
-        if given.gpus and not self._budget(service, given):
-            what = "kv_tokens" if service.gpu_memory is None else "gpu_memory"
-            return (f"{what} could not be turned into a budget: vLLM takes its own default share of each GPU",)
-        return ()
+        if self._budget(service, given) or not (given.gpus or service.kv_tokens):
+            return ()
+        what = "kv_tokens" if service.gpu_memory is None else "gpu_memory"
+        of = "each GPU" if given.gpus else "this machine's memory"
+        return (f"{what} could not be turned into a budget: vLLM takes its own default share of {of}",)
 
     def asked(self, service: Service, given: Given) -> dict[str, Json]:
         asked: dict[str, Json] = {}

@@ -185,6 +185,7 @@ def test_vllm_budget() -> None:
     assert "kv_tokens could not be turned into a budget" in unknown.warnings[0]
     assert "gpu_memory could not" in rendered(VLLM, gpu_totals=(None, None)).warnings[0]
     assert rendered(VLLM | {"gpus": (), "gpu_memory": None}).warnings == ()
+    assert "share of this machine's memory" in rendered(tokens | {"gpus": ()}).warnings[0]
 
 
 def test_vllm_split() -> None:
