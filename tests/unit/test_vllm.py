@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,12 @@ def test_figures_of_a_busy_vllm() -> None:
     assert (found.prefix_queries_total, found.prefix_hits_total) == (3624, 512)
 
 
+def test_figures_of_a_vllm_that_threw_requests_out() -> None:
+    found = VLLM.figures(text("metrics_preempting.txt"))
+    assert (found.preemptions_total, found.kv_tokens_capacity, found.kv_cache_usage) == (3, 1536, 0)
+    assert (found.prefix_queries_total, found.prefix_hits_total) == (320, 0)
+
+
 def test_the_pool_of_a_vllm_that_tells_blocks_only() -> None:
     of = 'vllm:cache_config_info{engine="%d",block_size="16",num_gpu_blocks="%s"} 1.0\n'
     assert VLLM.figures(of % (0, "100") + of % (1, "100")).kv_tokens_capacity == 3200
@@ -101,6 +108,22 @@ def test_the_last_step_of_the_log_counts_not_the_last_of_the_definition() -> Non
     assert step_of(DEFINITION, again) == "loads weights"
 
 
-def test_renamed_metrics_are_found() -> None:
-    old = 'vllm:gpu_cache_usage_perc{engine="0"} 0.25\nvllm:gpu_cache_usage_perc{engine="1"} 0.5\n'
-    assert VLLM.figures(old).kv_cache_usage == 0.5
+OLD = {
+    "vllm:kv_cache_usage_perc": "vllm:gpu_cache_usage_perc",
+    "vllm:prefix_cache_hits_total": "vllm:gpu_prefix_cache_hits_total",
+    "vllm:prefix_cache_queries_total": "vllm:gpu_prefix_cache_queries_total",
+    "vllm:inter_token_latency_seconds": "vllm:time_per_output_token_seconds",
+}
+"""Names of today → those before."""
+
+
+@pytest.mark.parametrize("capture", ["metrics_load.txt", "metrics_after_load.txt", "metrics_preempting.txt"])
+def test_renamed_metrics_are_found(capture: str) -> None:
+    """Between two names lie releases that say one thing twice."""
+    new = text(capture)
+    old = new
+    for name, before in OLD.items():
+        old = re.sub(rf"\b{name}(?=[_{{ ])", before, old)
+    assert VLLM.figures(old) == VLLM.figures(new) != VLLM.figures("") and not [name for name in OLD if name in old]
+    both = "\n".join(dict.fromkeys([*old.splitlines(), *new.splitlines()]))
+    assert VLLM.figures(both) == VLLM.figures(new)
