@@ -249,11 +249,14 @@ def test_stop_while_it_starts(box: EngineBox) -> None:
         wait_until(
             lambda: box.kind.core in {Path(f"/proc/{p}/comm").read_text().strip() for p in box.tree()}, 120, "a core"
         )
-    tree = box.tree()
+    if "leavings" in box.kind.capabilities:
+        wait_until(box.segments, 120, "shared memory")
+    tree, segments = box.tree(), box.segments()
     done = box.daemon.cli("stop", "chat", timeout=120)
     assert done.returncode == 0, done.stderr
     assert box.daemon.service("chat")["state"] == "STOPPED"
     assert not [pid for pid in tree if process.alive(pid)] and not box.temporary()
+    assert not [path for path in segments if Path(path).exists()]
 
 
 def test_down_leaves_nothing(box: EngineBox) -> None:
