@@ -57,7 +57,9 @@ def sums(plan: ServicePlan, facts: Facts) -> Sums | None:
         found = Estimate(missing=ALL, unknown=(f"the sums failed: {type(error).__name__}: {error}",))
     if found is None:
         return None
-    places = [_place(plan, facts, found, card) for card in (*cards, None)]
+    on_cards = [_place(plan, facts, found, card, taught=False) for card in cards]
+    taught = bool(on_cards) and all(place.whole for place in on_cards)
+    places = [*on_cards, _place(plan, facts, found, None, taught)]
     lessons = [text for place in places if (text := place.lesson)]
     return Sums(
         places=tuple(place.place for place in places),
@@ -99,7 +101,8 @@ class _Told:
     """A start showed all of it, whatever the formulas do not know."""
 
 
-def _place(plan: ServicePlan, facts: Facts, found: Estimate, card: GpuFact | None) -> _Told:
+def _place(plan: ServicePlan, facts: Facts, found: Estimate, card: GpuFact | None, taught: bool) -> _Told:
+    """`taught`: a start showed all that it takes of its GPUs; what is left beside them is what the formulas know."""
     uuid = card.uuid if card else None
     parts = [part for part in found.parts if part.gpu == uuid]
     on_gpu = bool(plan.gpus)
@@ -129,7 +132,7 @@ def _place(plan: ServicePlan, facts: Facts, found: Estimate, card: GpuFact | Non
         budget=_budget(plan, facts, card),
         free=card.memory_free if card else None,
         known=least,
-        total=least if lesson is not None or not missing else None,
+        total=least if lesson is not None or taught or not missing else None,
     )
     return _Told(place, tuple(part for part in parts if part.bytes), _says(lesson), whole)
 

@@ -241,6 +241,12 @@ def lesson(chat: ServicePlan, facts: Any, held: int, **changes: Any) -> Learned:
     return Learned(**({"key": key(chat, facts, card), "held": held, "planned": held, "overhead": 0} | changes))
 
 
+def learned_on(text: str, index: int) -> Learned:
+    plan, facts = box(text, gpus=(CARD, OTHER))
+    known = key(plan.services["chat"], facts, (facts.gpus or ())[index])
+    return Learned(key=known, held=6 * GIB, planned=6 * GIB, overhead=0)
+
+
 def test_a_start_with_the_same_settings_shows_all_of_it() -> None:
     plan, facts = box(llama())
     taught = lesson(plan.services["chat"], facts, 11 * GIB, starts=3)
@@ -251,6 +257,14 @@ def test_a_start_with_the_same_settings_shows_all_of_it() -> None:
     assert at(exact, A).compute == 150 * MIB and at(exact, A).total == 11 * GIB
     strange = one(llama(), ggufs={"/m/8b.gguf": STRANGE}, learned=(taught,))
     assert at(strange, A).total == 11 * GIB and not strange.warnings, "nothing is unknown any more"
+    assert sums(strange).fits is True and sums(one(llama(), ggufs={"/m/8b.gguf": STRANGE})).fits is None
+    large = replace(taught, held=25 * GIB)
+    assert sums(one(llama(), ggufs={"/m/8b.gguf": STRANGE}, learned=(large,))).fits is False
+    both = llama(gpus=[0, 1])
+    half = one(both, gpus=(CARD, OTHER), ggufs={"/m/8b.gguf": STRANGE}, learned=(learned_on(both, 0),))
+    whole = (learned_on(both, 0), learned_on(both, 1))
+    assert sums(half).fits is None, "one of two GPUs"
+    assert sums(one(both, gpus=(CARD, OTHER), ggufs={"/m/8b.gguf": STRANGE}, learned=whole)).fits is True
     unread = one(llama(), ggufs={"/m/8b.gguf": FILES["/m/odd.gguf"]}, learned=(taught,))
     assert at(unread, A).total == 11 * GIB and not unread.warnings
     for chat, header_of in ((strange, STRANGE), (unread, FILES["/m/odd.gguf"])):
