@@ -6,12 +6,14 @@ import contextlib
 import http.client
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from gateway.box import Answer
-from support import process
+from support import nvml, process
 from support.freeze import frozen
 from support.http import request
+from support.ollama import REAL, embedding_model
 from support.ollamabox import HI, WAIT, Box, ollama_box
 from support.wait import wait_until
 
@@ -59,6 +61,52 @@ def test_a_replaced_file_is_noticed_and_made_anew_at_its_next_load(box: Box) -> 
     assert blob() == before and made() == times + 2
     assert len(list((box.daemon.folder / "models" / "blobs").iterdir())) == blobs, "old weights stay"
     box.write()
+
+
+def test_what_is_too_long_is_refused_on_every_route(box: Box) -> None:
+    """Before Ollama could cut it; what fits is answered."""
+    before, text = box.pid(), "word " * 3000
+    tokens = {"max_tokens": 3, "max_output_tokens": 3}
+    for path, name in (("/v1/messages", "messages"), ("/v1/responses", "input")):
+        status, said = box.post(path, **{name: [{"role": "user", "content": text}]}, **tokens)
+        assert status == 400 and "1024" in str(said["error"]), said
+        refused = box.record(api=path.removeprefix("/v1/"), status=400)
+        assert refused["prompt_tokens"] > 3000 and refused["finish_reason"] == "rejected"
+        status, said = box.post(path, **{name: HI}, **tokens)
+        assert status == 200, said
+        assert box.record(api=path.removeprefix("/v1/"), status=200)["prompt_tokens"] < 1024
+    assert box.pid() == before
+
+
+def test_embeddings(box: Box) -> None:
+    file = embedding_model(box.weights, box.daemon.folder / "embed.gguf")
+    box.write(task="embed", models=[{"name": "emb", "file": str(file), "context_length": 512}])
+    runner = box.loaded("emb")["runner"]
+    assert (runner["context_length"], runner["parallel"]) == (512, 1), "Ollama gives such a model one place"
+    vectors = box.client.embed("emb", ["one", "another"]).embeddings
+    assert len(vectors) == 2 and len(vectors[0]) == len(vectors[1]) > 100 and vectors[0] != vectors[1]
+    status, said = box.post("/v1/embeddings", model="emb", input="one")
+    assert status == 200 and said["data"][0]["embedding"] == pytest.approx(vectors[0], abs=1e-4)
+    status, said = box.post("/api/embed", model="emb", input="word " * 3000)
+    assert status == 400, said
+    assert box.pid("emb") == runner["pid"]
+    box.write()
+    box.loaded()
+
+
+@pytest.mark.skipif(bool(REAL), reason="only the stand-in can be told how many layers to claim")
+def test_layers_left_on_the_cpu_are_a_condition(tmp_path: Path) -> None:
+    scenario = nvml.Scenario(tmp_path / "scenario")
+    scenario.play("gpu GPU-a 24576 1000 0")
+    environ = {"LD_LIBRARY_PATH": str(nvml.build(tmp_path)), "NVML_SCENARIO": str(scenario.path)}
+    with ollama_box(environ, gpus=[0], env={"OLLAMA_FAKE_OFFLOAD": "20/33"}) as box:
+        told = "asked 33/33 layers on the GPU, got 20"
+        assert box.conditions()["offload"] == f"smol: {told}"
+        assert box.daemon.service("box")["state"] == "READY", "it works"
+        assert box.client.chat("lazy", HI, options={"num_predict": 2}).done
+        assert box.conditions()["offload"] == f"smol: {told}; lazy: {told}"
+        box.write(env={"OLLAMA_FAKE_OFFLOAD": "33/33"})
+        wait_until(lambda: "offload" not in box.conditions() and box.target()["state"] == "loaded", WAIT, "all of them")
 
 
 def test_a_single_model_is_loaded_by_its_first_request(box: Box) -> None:

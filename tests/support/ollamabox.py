@@ -29,8 +29,9 @@ BOUND = 12.0
 class Box:
     """`smol` is loaded, `lazy` has other weights and is loaded by its first request."""
 
-    def __init__(self, daemon: Daemon) -> None:
-        self.daemon = daemon
+    def __init__(self, daemon: Daemon, **keys: Any) -> None:
+        """`keys`: of the service, beside those of each `write`."""
+        self.daemon, self.keys = daemon, keys
         self.listen = f"127.0.0.1:{process.free_ports(1)[0]}"
         self.url = f"http://{self.listen}"
         self.weights = engines.smollm2()
@@ -54,14 +55,16 @@ class Box:
             "gpus": [],
             "models": models,
             "probe": {"stall_timeout": f"{BOUND:g}s"},
-            "env": {
-                "HOME": str(self.daemon.folder),
-                "OLLAMA_MODELS": str(self.daemon.folder / "models"),
-                "OLLAMA_FAKE_REGISTRY": str(self.daemon.folder / "registry"),
-            },
+            **self.keys,
             **keys,
         }
+        service["env"] = {**self.environ(), **service.get("env", {})}
         self.daemon.write({"box": service}, gateway={"listen": self.listen})
+
+    def environ(self) -> dict[str, str]:
+        folder = self.daemon.folder
+        registry, models = str(folder / "registry"), str(folder / "models")
+        return {"HOME": str(folder), "OLLAMA_MODELS": models, "OLLAMA_FAKE_REGISTRY": registry}
 
     def target(self, name: str = "smol") -> Json:
         none: Json = {"state": None, "runner": None, "tag": None}
@@ -126,11 +129,12 @@ class Box:
 
 
 @contextlib.contextmanager
-def ollama_box() -> Iterator[Box]:
+def ollama_box(environ: dict[str, str] | None = None, **keys: Any) -> Iterator[Box]:
     """With `smol` loaded; at its end nothing may be left."""
     folder = Path(tempfile.mkdtemp(prefix="ls-"))
     daemon = Daemon(folder, process.free_ports(10))
-    box = Box(daemon)
+    daemon.environ |= environ or {}
+    box = Box(daemon, **keys)
     try:
         box.write()
         daemon.up(timeout=90)
@@ -138,6 +142,7 @@ def ollama_box() -> Iterator[Box]:
         box.loaded()
         yield box
     finally:
+        box.client._client.close()
         left = daemon.close()
         shutil.rmtree(folder, ignore_errors=True)
     assert not left, left

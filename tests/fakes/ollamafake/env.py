@@ -97,6 +97,7 @@ class Config:
         self.debug = int(debug) if debug.lstrip("-").isdigit() else int(bool(debug) and debug not in FALSE)
         self.host, self.port = self.address()
         self.ping = float(os.environ.get("OLLAMA_FAKE_PING", "10"))
+        self.offload = os.environ.get("OLLAMA_FAKE_OFFLOAD")
         self.registry = os.environ.get("OLLAMA_FAKE_REGISTRY")
         self.version = os.environ.get("OLLAMA_FAKE_VERSION", "0.33.0")
 

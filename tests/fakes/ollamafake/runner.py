@@ -111,6 +111,8 @@ class Runner:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
+        if self.config.offload:
+            raw(f"load_tensors: offloaded {self.config.offload} layers to GPU\n".encode())
         self.pump = asyncio.ensure_future(self._pump())
 
     async def _pump(self) -> None:
