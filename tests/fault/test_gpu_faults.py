@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 from support import process
-from support.control import Refused
-from support.daemon import Json
-from support.faults import ON_GPU, QUICK, Box, conditions, gpu, wait_gpu
+from support.faults import ON_GPU, QUICK, Box, Stopwatch, conditions, gpu, pending, wait_gpu
 from support.http import Stream, request
 from support.nvml import Scenario
 from support.wait import wait_until
@@ -22,12 +21,6 @@ from llmsupervisor.link import messages
 pytestmark = pytest.mark.slow
 CLOCK = Path(__file__).parents[1] / "fixtures" / "clock" / "clock.c"
 OOM = "allocating 512.00 MiB on device 0: cudaMalloc failed: out of memory"
-
-
-def pending(faults: Box, words: str, name: str = "chat") -> Json:
-    return faults.daemon.wait_service(
-        name, lambda s: s["state"] == "PENDING" and words in s["reason"], 30, f"PENDING: {words}"
-    )
 
 
 def test_G1_no_memory_at_load_is_told_and_waits_for_memory(faults: Box, card: Scenario) -> None:
@@ -152,6 +145,32 @@ def test_G8_G10_services_are_kept_while_nvml_is_of_no_use(faults: Box, card: Sce
     card.play("gpu GPU-a 24576 1000 0")
     wait_gpu(faults, lambda g: g["error"] is None, "the card back", timeout=40)
     assert not own() and faults.daemon.service("chat")["pid"] == pid
+
+
+def test_G9_a_hang_of_nvml_holds_up_nobody(faults: Box, card: Scenario) -> None:
+    pid = faults.up({}, **ON_GPU).ready()["pid"]
+    wait_until(lambda: faults.daemon.status()["nvml"]["time"], 20, "a first look")
+    card.play("sleep 60", "gpu GPU-a 24576 1000 0")
+    watch = Stopwatch()
+    answers = []
+
+    def unreadable() -> bool:
+        began = time.monotonic()
+        status = faults.daemon.status()
+        answers.append(time.monotonic() - began)
+        return status["gpus"] is None
+
+    wait_until(unreadable, 20, "unreadable")
+    watch.lap("from the hang to its word")
+    status = faults.daemon.status()
+    assert status["nvml"]["error"] == "NVML did not answer for 5 s"
+    assert "did not answer for 5 s" in conditions(status["daemon"])["gpus-unread"]
+    print(f"the slowest of {len(answers)} answers meanwhile: {max(answers) * 1000:.0f} ms")
+    assert len(answers) > 10 and max(answers) < 2
+    card.play("gpu GPU-a 24576 2000 0")
+    wait_gpu(faults, lambda g: g["memory_used_bytes"] == 2000 << 20, "the card back", timeout=40)
+    kept = faults.daemon.service("chat")
+    assert (kept["state"], kept["pid"], kept["restarts"]) == ("READY", pid, 0)
 
 
 def test_G11_cards_that_change_places(faults: Box, card: Scenario) -> None:
@@ -339,59 +358,3 @@ def test_G17_a_card_that_comes_later_than_the_daemon(faults: Box, card: Scenario
     card.play("gpu GPU-a 24576 1000 0", "gpu GPU-b 24576 1000 0")
     faults.ready()
     faults.once(1)
-
-
-# --- lending ------------------------------------------------------------------------------------------------------
-
-
-def test_a_card_is_lent_and_taken_back(faults: Box, card: Scenario) -> None:
-    card.play("gpu GPU-a 24576 1000 0", "gpu GPU-b 24576 1000 0")
-    faults.daemon.write({"chat": faults.fake({}, **ON_GPU), "other": faults.fake({}, **ON_GPU | {"gpus": [1]})})
-    faults.daemon.up()
-    faults.ready()
-    other = faults.ready("other")["pid"]
-    wrong = faults.daemon.cli("lend", "0", "--for", "soon")
-    assert wrong.returncode == 2 and "'soon' is not a duration" in wrong.stderr
-    done = faults.daemon.cli("lend", "0", "--for", "2h", timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("chat ")][-1] == "PENDING"
-    waiting = faults.daemon.service("chat")
-    assert waiting["pid"] is None and "GPU 0 is lent to " in waiting["reason"] and " until " in waiting["reason"]
-    lent = (gpu(faults) or {})["lent"]
-    assert lent["until"] - lent["since"] == 7200
-    (event,) = faults.daemon.events(kind="operator", call="lend")
-    assert (event["gpu"], event["by"], event["until"]) == ("GPU-a", lent["by"], lent["until"])
-    assert f"lent to {lent['by']}" in faults.daemon.cli("gpus").stdout
-
-    faults.daemon.kill9()
-    faults.daemon.restart()
-    pending(faults, "GPU 0 is lent to ")
-    with pytest.raises(Refused, match=r"no GPU '7'; this box has 0 .GPU-a., 1 .GPU-b."):
-        faults.daemon.call("lend", gpu=7, by="test")
-    faults.daemon.call("start", service="chat", by="test", wait=False)
-    pending(faults, "GPU 0 is lent to ")
-    faults.once(1)
-    assert "was lent to" in faults.daemon.cli("take", "0").stdout
-    faults.ready()
-    assert "neither lent nor quarantined" in faults.daemon.cli("take", "0").stdout
-    assert faults.daemon.service("other")["pid"] == other
-
-
-def test_a_loan_ends_by_itself_and_survives_a_death_in_its_drain(faults: Box, card: Scenario) -> None:
-    """The daemon dies while it drains; the next one goes on with that, and gives the card back when the time is over."""
-    slow = {**ON_GPU, "drain_timeout": "30s"}
-    before = faults.up({"token_ms": 100}, **slow).ready()
-    key = faults.daemon.key("chat")
-    with Stream(before["endpoint"], key, 400) as stream:
-        stream.first()
-        faults.daemon.call("lend", gpu=0, by="alice", wait=False)
-        faults.daemon.wait_state("chat", "DRAINING")
-        faults.daemon.kill9()
-        faults.daemon.restart()
-        faults.daemon.wait_state("chat", "DRAINING")
-    assert " until `llmsupervisor take 0`" in pending(faults, "GPU 0 is lent to alice")["reason"]
-    faults.daemon.call("lend", gpu=0, by="alice", for_s=1)
-    faults.daemon.wait_service("chat", lambda s: s["state"] == "READY" and s["pid"] != before["pid"], 60, "its return")
-    assert (gpu(faults) or {})["lent"] is None
-    assert any("the time is over for which alice had it" in e["text"] for e in faults.daemon.events(kind="gpu"))
-    faults.once(2)

@@ -138,6 +138,12 @@ def wait_gpu(faults: Box, fits: Any, what: str, uuid: str = "GPU-a", timeout: fl
     return found
 
 
+def pending(faults: Box, words: str, name: str = "chat") -> Json:
+    return faults.daemon.wait_service(
+        name, lambda s: s["state"] == "PENDING" and words in s["reason"], 30, f"PENDING: {words}"
+    )
+
+
 def gone(pids: list[int], timeout: float = 5.0) -> None:
     wait_until(lambda: not any(map(process.alive, pids)), timeout, f"the end of {pids}")
 
