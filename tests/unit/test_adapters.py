@@ -78,6 +78,18 @@ def test_the_log_of_a_load(log: str, found: dict[str, Any]) -> None:
     assert {key: got[key] for key in found} == found
 
 
+def test_what_a_draft_model_got_is_not_the_engines() -> None:
+    log = """
+0.00.214.583 I llama_context: flash_attn            = enabled
+0.00.234.225 I llama_kv_cache: size =   23.91 MiB (  1024 cells,  30 layers,  2/2 seqs), K (q8_0):   11.95 MiB, V (q8_0):   11.95 MiB
+0.00.443.807 I common_speculative_init_result: loading draft model '/models/draft.gguf'
+0.00.618.868 I llama_context: flash_attn            = disabled
+0.00.640.494 I llama_kv_cache: size =   45.00 MiB (  1024 cells,  30 layers,  2/2 seqs), K (f16):   22.50 MiB, V (f16):   22.50 MiB
+"""
+    got = adapter("llama-server").got({}, log)
+    assert (got["kv_cache_type"], got["flash_attention"]) == ("q8_0", True)
+
+
 @pytest.mark.parametrize(
     ("log", "layers"),
     [
