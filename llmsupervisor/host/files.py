@@ -15,6 +15,7 @@ from llmsupervisor.base.errors import LlmsupervisorError, Problem, SpecError, Us
 from llmsupervisor.base.ids import hash8
 from llmsupervisor.host.binaries import Cache, identity, look_at
 from llmsupervisor.host.headers import Headers
+from llmsupervisor.host.machine import meminfo, memory_limit
 from llmsupervisor.plan.facts import Facts, File, Needs
 from llmsupervisor.runtime.definition import Definition
 from llmsupervisor.runtime.load import parse
@@ -272,6 +273,8 @@ def gather(
         gpu_error=previous.gpu_error,
         cpus=len(os.sched_getaffinity(0)),
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory_limit=memory_limit(),
+        memory_free=meminfo().get("MemAvailable"),
         environ=environ,
         kept_ports=previous.kept_ports,
         kept_gpus=previous.kept_gpus,

@@ -112,6 +112,11 @@ def cpu_ticks() -> tuple[int, int] | None:
     return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 
 
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
 def meminfo() -> dict[str, int]:
     """Bytes."""
     found = {}
@@ -124,6 +129,20 @@ def meminfo() -> dict[str, int]:
     except (OSError, ValueError):
         return {}
     return found
+
+
+def memory_limit(read: Callable[[str], str] = _read) -> int | None:
+    """Bytes that our cgroup and those above it allow (cgroup v2): what we start has no more. None: no limit."""
+    limits = []
+    try:
+        ours = next(line[3:] for line in read("/proc/self/cgroup").splitlines() if line.startswith("0::"))
+    except (OSError, ValueError, StopIteration):
+        return None
+    while ours.strip("/"):
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(read(f"/sys/fs/cgroup{ours}/memory.max")))
+        ours = ours.rpartition("/")[0]
+    return min(limits, default=None)
 
 
 def disks(paths: Paths) -> list[dict[str, Any]]:

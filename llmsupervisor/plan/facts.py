@@ -108,6 +108,10 @@ class Facts:
     cpus: int = 1
     memory: int | None = None
     """Bytes of the host."""
+    memory_limit: int | None = None
+    """Of it what our cgroup may take; None: all."""
+    memory_free: int | None = None
+    """Of it what is free, or kept only as cache."""
     environ: dict[str, str] = field(default_factory=dict)
     """The allow-listed part of the daemon's environment."""
     kept_ports: dict[str, int] = field(default_factory=dict)

@@ -29,6 +29,9 @@ def refusals(plan: ServicePlan, most: Most | None = None) -> Iterator[Refusal]:
             plan,
             f"memory: needs {place.sum} on {place.label}, and may take {_budget(plan, place)}{_instead(most)}{OFF}",
         )
+    if strict:
+        for text in on_host(memory):
+            yield _refusal(plan, text, "strict")
     if strict and memory.unknown:
         yield _refusal(plan, f"what it takes of memory is not all known: {'; '.join(memory.unknown)}", "strict")
 
@@ -43,6 +46,24 @@ def too_much(memory: Sums) -> Iterator[Place]:
     for place in memory.over:
         if place.gpu or place.known - (place.weights or 0) > (place.budget or 0):
             yield place
+
+
+def on_host(memory: Sums) -> Iterator[str]:
+    """Why what lies in the host's memory would be slow. Where it runs, what is not its weights may be missing from what
+    is free because it has it: that much is left to it."""
+    place = memory.at(None)
+    if place is None or not place.weights or place in too_much(memory):
+        return
+    if place.budget is not None and place.known > place.budget:
+        why = f"and there is {format_size(place.budget)} for it"
+    elif place.free is not None and place.weights > place.free:
+        why = f"and {format_size(place.free)} of it is free"
+    else:
+        return
+    yield (
+        f"memory: needs {place.sum} on the host, {why}: weights that find no room are read from the disk again at every "
+        "token; a smaller model, a shorter context_length, or more gpu_layers"
+    )
 
 
 def _budget(plan: ServicePlan, place: Place) -> str:
@@ -63,9 +84,13 @@ def _most(most: Most) -> Iterable[tuple[str, int | None]]:
 
 
 def warnings(plan: ServicePlan) -> Iterator[str]:
-    """Of a service on a GPU: nothing else can take its place there."""
+    """Of what is on GPUs: nothing else can take its place there; and of weights that are on the host."""
     memory = plan.memory
-    if memory is None or not plan.gpus or plan.service.gate == "strict":
+    if memory is None or plan.service.gate == "strict":
+        return
+    if plan.service.gate != "off":
+        yield from (f"services.{plan.name}: {text}" for text in on_host(memory))
+    if not plan.gpus:
         return
     if memory.unknown:
         why = "; ".join(memory.unknown)

@@ -130,7 +130,7 @@ def _place(plan: ServicePlan, facts: Facts, found: Estimate, card: GpuFact | Non
         size("compute"),
         size("overhead"),
         budget=_budget(plan, facts, card),
-        free=card.memory_free if card else None,
+        free=card.memory_free if card else facts.memory_free,
         known=least,
         total=least if lesson is not None or taught or not missing else None,
     )
@@ -139,7 +139,7 @@ def _place(plan: ServicePlan, facts: Facts, found: Estimate, card: GpuFact | Non
 
 def _budget(plan: ServicePlan, facts: Facts, card: GpuFact | None) -> int | None:
     if card is None:
-        return facts.memory
+        return min((size for size in (facts.memory, facts.memory_limit) if size is not None), default=None)
     there, said = capacity(card), plan.service.gpu_memory
     return min((size for size in (there, said) if size is not None), default=None)
 

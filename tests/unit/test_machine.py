@@ -15,7 +15,7 @@ from support.gguf_files import Model, write
 from llmsupervisor.host import machine
 from llmsupervisor.host.active import active_bytes
 from llmsupervisor.host.headers import Headers
-from llmsupervisor.host.machine import MachineReader
+from llmsupervisor.host.machine import MachineReader, memory_limit
 from llmsupervisor.runtime.bandwidth import Decode, bytes_per_s, total
 
 
@@ -128,3 +128,25 @@ def test_the_bandwidth_that_tokens_must_have_taken() -> None:
     assert bytes_per_s(one) == 50 * 10_000 / 2
     assert total([one, Decode(10, 1, 1_000, None, 1)]) == 250_000 + 10_000
     assert total([]) is None
+
+
+def test_the_least_limit_of_our_cgroups_counts() -> None:
+    files = {
+        "/proc/self/cgroup": "1:name=x:/y\n0::/system.slice/box.service/daemon\n",
+        "/sys/fs/cgroup/system.slice/box.service/daemon/memory.max": "max\n",
+        "/sys/fs/cgroup/system.slice/box.service/memory.max": "8589934592\n",
+        "/sys/fs/cgroup/system.slice/memory.max": "17179869184\n",
+    }
+
+    def read(path: str) -> str:
+        if path not in files:
+            raise FileNotFoundError(path)
+        return files[path]
+
+    assert memory_limit(read) == 8 * 1024**3
+    files["/sys/fs/cgroup/system.slice/box.service/memory.max"] = "max\n"
+    assert memory_limit(read) == 16 * 1024**3
+    del files["/sys/fs/cgroup/system.slice/memory.max"]
+    assert memory_limit(read) is None
+    files["/proc/self/cgroup"] = "0::/\n"
+    assert memory_limit(read) is None and memory_limit(lambda _: "") is None
