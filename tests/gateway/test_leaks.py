@@ -15,7 +15,7 @@ from support.journal import duplicates, starts
 from support.spec import fake
 from support.wait import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 QUICK = "import llmsupervisor.daemon.trends as trends\ntrends.LOOK = 0.3\n"
 """Memory is looked at each second instead of each 15 s: what a leak is takes 12 looks."""
 MIB = 1024**2
