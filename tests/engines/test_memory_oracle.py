@@ -100,6 +100,13 @@ CASES: dict[str, tuple[Model, dict[str, Any]]] = {
     ),
     "deepseek2 with a rank of queries": (deepseek2(q_rank=256, keys=DEEP), {"context_length": 4096, "parallel": 4}),
     "deepseek2 of an old file": (deepseek2(layers=26, absorbed=False), {"context_length": 4096, "parallel": 2}),
+    "deepseek2 with fused experts": (deepseek2(layers=27, fused=True), {"context_length": 4096, "parallel": 2}),
+    "deepseek2 with fused experts and a rank": (
+        deepseek2(q_rank=256, fused=True, keys=DEEP),
+        {"context_length": 8192, "kv_type_k": "q8_0", "kv_type_v": "q8_0"},
+    ),
+    "lfm2 ragged": (lfm2(kv=(0, 4, 0, 0, 2, 0, 8, 0, 0)), {"context_length": 4096, "parallel": 3}),
+    "lfm2 that begins and ends with attention": (lfm2(kv=(2, 0, 0, 0, 0, 4)), {"context_length": 8192}),
     "lfm2 32k": (LFM2_1B, {"context_length": 32768}),
     "lfm2 4 x 8k": (LFM2_1B, {"context_length": 8192, "parallel": 4}),
     "mamba2": (MAMBA2_3B, {"context_length": 32768}),

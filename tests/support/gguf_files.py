@@ -207,11 +207,13 @@ def deepseek2(
     nope: int = 128,
     value: int = 128,
     absorbed: bool = True,
+    fused: bool = False,
     vocabulary: int = VOCABULARY,
     weights: Type = Type.Q8_0,
     keys: Mapping[str, Any] | None = None,
 ) -> Model:
-    """Multi-head latent attention, kept compressed (`absorbed`) or as in older files; one dense layer, shared expert.
+    """Multi-head latent attention, kept compressed (`absorbed`) or as in older files; gate and up of the experts in
+    one tensor (`fused`); one dense layer, shared expert.
 
     llama.cpp takes 26 and 27 layers for the lite kind, without a rank of the queries.
     """
@@ -266,10 +268,13 @@ def deepseek2(
                 tensors[b + f"ffn_{name}.weight"] = (dims, weights)
             continue
         tensors[b + "ffn_gate_inp.weight"] = ((embd, experts), Type.F32)
+        if fused:
+            tensors[b + "ffn_gate_up_exps.weight"] = ((embd, 2 * ff_exp, experts), weights)
         for name in ("gate", "up", "down"):
             one = (ff_exp, embd) if name == "down" else (embd, ff_exp)
             both = (2 * ff_exp, embd) if name == "down" else (embd, 2 * ff_exp)
-            tensors[b + f"ffn_{name}_exps.weight"] = ((*one, experts), weights)
+            if name == "down" or not fused:
+                tensors[b + f"ffn_{name}_exps.weight"] = ((*one, experts), weights)
             tensors[b + f"ffn_{name}_shexp.weight"] = (both, weights)
     return Model("deepseek2", said | dict(keys or {}), tensors, vocabulary)
 
