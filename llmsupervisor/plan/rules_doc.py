@@ -67,9 +67,27 @@ CLOSED = {
 
 ELSEWHERE = {
     "R65": "condition `not-as-asked`: the engine's log says how many layers are on the GPU",
+    "R67": "condition `not-as-asked`: the engine's log says that flash attention is off",
+    "R74": 'C108: only `client_options = "passed"` lets clients load a model anew; by default their options are pinned',
     "R75": "the memory sums: what a start takes beyond them is learned, and told by `plan`",
+    "R76": "condition `foreign` of a GPU: who holds memory there that is not ours",
+    "R77": "`busy` is never called load: `gpus` and the TUI show the share of the memory bandwidth beside it",
+    "R78": "condition `clocks-limited` of a GPU: heat or the power cap",
 }
 """What another part of the daemon tells."""
+
+OPEN = {
+    "C22": "vLLM's own suggestion of `--kv-cache-memory` is not read from its log; `kv_tokens` sets the same by hand",
+    "C59": "no source: nobody has measured that the losses of weights of 3 bits and of a 4-bit cache add up",
+    "C60": "records do not say which answers ran away: a long answer without `max_tokens` may be wanted (R61 counts those that filled the context; "
+    "`set = { max_tokens = … }` of a name limits them)",
+    "R66": "no figure ties the CPU time of an engine to the same seconds of a GPU that idles; what causes it is C08 and `not-as-asked`",
+    "R79": "PCIe traffic is not sampled; weights on the host are C32 and a warning of the plan",
+    "R82": "there is no load test in this version whose prompts could be compared with traffic",
+    "R83": "there is no load test in this version",
+    "R84": "there is no load test in this version",
+}
+"""Known, and no rule yet."""
 
 
 def rules_page(rules: Sequence[Rule] = RULES) -> str:
@@ -88,6 +106,8 @@ def rules_page(rules: Sequence[Rule] = RULES) -> str:
                 _table(["id", "because"], [[id, why] for id, why in CLOSED.items()]),
                 "## What is told elsewhere",
                 _table(["id", "where"], [[id, where] for id, where in ELSEWHERE.items()]),
+                "## No rule yet",
+                _table(["id", "why"], [[id, why] for id, why in OPEN.items()]),
             ]
         )
         + "\n"

@@ -150,6 +150,30 @@ def shared_gpu(plan: ServicePlan, box: Box) -> Iterator[Hit]:
 
 
 @rule(
+    "C108",
+    "ollama-options-passed",
+    "warning",
+    OLLAMA,
+    when='`client_options` is "passed"',
+    harm="a client with another `num_ctx` has the model loaded anew under everybody, and the next one back; beside busy clients it waits for ever",
+    effect="no client's options load a model",
+    source="runs of Ollama 0.33: two clients with another num_ctx made 6 loads of 6 requests, and one beside busy ones had no answer "
+    "after 30 s; #8029, #12783",
+)
+def options_passed(plan: ServicePlan, box: Box) -> Iterator[Hit]:
+    if plan.service.client_options == "passed":
+        told = ", ".join(f"{model.name} ({model.context_length} tokens)" for model in plan.service.models or ())
+        yield Hit(
+            "client_options",
+            f'client_options = "passed": a request with another num_ctx than {told} loads the model anew for everybody',
+            'client_options = "pinned", and a service of its own for who needs another context',
+            {"client_options": "passed"},
+            (Edit(("client_options",)),),
+            judgement=True,
+        )
+
+
+@rule(
     "C107",
     "ollama-same-weights",
     "warning",
@@ -202,4 +226,4 @@ def request_log(plan: ServicePlan, box: Box) -> Iterator[Hit]:
         )
 
 
-RULES = (unreadable, prune, queue_zero, keep_alive, shared_gpu, same_weights, request_log)
+RULES = (unreadable, prune, queue_zero, keep_alive, shared_gpu, same_weights, options_passed, request_log)
