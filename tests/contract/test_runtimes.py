@@ -200,6 +200,13 @@ def test_only_starts_that_went_well_have_no_class() -> None:
             "Value error, Cannot find the config file for awq [type=value_error",
             "quantization-mismatch",
         ),
+        (
+            "vllm",
+            "start",
+            "ERROR [core.py:1510] ValueError: current platform cpu does not support ray.\n"
+            "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+            "ray-unsupported",
+        ),
         ("ollama", "start", "panic: $HOME is not defined", "home-missing"),
         ("ollama", "run", "panic: runtime error\n\ngoroutine 1 [running]:", "panic"),
         ("command", "start", "OSError: [Errno 98] Address already in use", "port-in-use"),

@@ -8,6 +8,7 @@ stands between them and adds what the plan does not see. Every captured failure 
 |---|---|
 | `oom-load`, `memory-moved` | only the memory of a GPU is measured so; of the host's, `oom-host` is shown |
 | `fp8-unsupported` | the CPU computes with every KV type that it takes; the plan refuses by the capability of a card |
+| `ray-unsupported` | needs Ray beside vLLM; run once by hand with Ray 2.60.0, the line is in `tests/contract` |
 | `shared-memory` | the queue between several workers; there is one |
 | `engine-start-failed` | what has no class of its own: everything provoked here has one |
 """
@@ -133,6 +134,7 @@ FAILURES = {
     "no tokenizer": Failure("tokenizer-missing", "backend tokenizer", spoil=no_tokenizer),
     "not quantized so": Failure("quantization-mismatch", "awq", settings={"quantization": "awq"}),
     "no template": Failure("chat-template", "no.jinja", "--chat-template /no.jinja"),
+    "no Ray": Failure("ray-missing", "No module named 'ray'", settings={"distributed_executor": "ray"}),
     "port": Failure("port-in-use", "Address already in use", captured="port_in_use"),
 }
 """By what is wrong."""
