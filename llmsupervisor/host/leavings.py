@@ -18,7 +18,7 @@ from llmsupervisor.host import records, tree
 
 SHARED = "/dev/shm/"
 _LISTS = threading.Lock()
-_MAPPED = re.compile(rb" (/dev/shm/[^\n]+)$", re.MULTILINE)
+_MAPPED = re.compile(rb"^\S+ \S+ \S+ \S+ (\d+) +(/dev/shm/[^\n]+)$", re.MULTILINE)
 
 
 @dataclass(slots=True)
@@ -106,13 +106,24 @@ def clear_files(folder: ServiceFolder) -> None:
 
 
 def mapped(pids: Iterable[int]) -> set[str]:
-    """Shared memory with a name; processes that are gone or not ours to read have none."""
+    """Shared memory with a name; processes that are gone or not ours to read have none.
+
+    glibc makes a semaphore under a name of the moment and links it to its own: only the inode is the same then.
+    """
     found: set[str] = set()
+    renamed: set[int] = set()
     for pid in pids:
         try:
             with open(f"/proc/{pid}/maps", "rb") as file:
                 text = file.read()
         except OSError:
             continue
-        found |= {os.fsdecode(path) for path in _MAPPED.findall(text) if not path.endswith(b" (deleted)")}
+        for inode, path in _MAPPED.findall(text):
+            if path.endswith(b" (deleted)"):
+                renamed.add(int(inode))
+            else:
+                found.add(os.fsdecode(path))
+    if renamed:
+        with contextlib.suppress(OSError), os.scandir(SHARED) as entries:
+            found |= {entry.path for entry in entries if entry.inode() in renamed}
     return found

@@ -116,12 +116,12 @@ class EngineBox(Box):
         return found[0]
 
     def segments(self) -> set[str]:
-        """Shared memory that the service maps and that has a name."""
-        found: set[str] = set()
+        """Shared memory that the service maps and that has a name; a semaphore is mapped under another."""
+        inodes: set[int] = set()
         for pid in self.tree():
             maps = Path(f"/proc/{pid}/maps").read_text()
-            found |= set(re.findall(r" (/dev/shm/\S+)$", maps, re.MULTILINE))
-        return found
+            inodes |= {int(n) for n in re.findall(r"^\S+ \S+ \S+ \S+ (\d+) +/dev/shm/", maps, re.MULTILINE)}
+        return {entry.path for entry in os.scandir("/dev/shm") if entry.inode() in inodes}
 
     def temporary(self) -> set[str]:
         """Files and sockets of the run under names of their own; folders are caches."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import mmap
+import multiprocessing
 import os
 import uuid
 from collections.abc import Iterator
@@ -33,6 +34,16 @@ def segment() -> Iterator[Path]:
     path.write_bytes(bytes(4096))
     yield path
     path.unlink(missing_ok=True)
+
+
+def test_a_semaphore_is_mapped_under_another_name() -> None:
+    """One of vLLM's is left where its tree is killed."""
+    before = set(os.listdir(SHARED))
+    semaphore = multiprocessing.get_context("spawn").Semaphore()
+    (name,) = {name for name in set(os.listdir(SHARED)) - before if name.startswith("sem.mp-")}
+    assert f"{SHARED}{name}" in mapped([os.getpid()])
+    del semaphore
+    assert f"{SHARED}{name}" not in mapped([os.getpid()])
 
 
 def test_what_our_tree_had_mapped_goes_with_it(tmp_path: Path, segment: Path) -> None:
