@@ -134,7 +134,7 @@ FAILURES = {
     "no tokenizer": Failure("tokenizer-missing", "backend tokenizer", spoil=no_tokenizer),
     "not quantized so": Failure("quantization-mismatch", "awq", settings={"quantization": "awq"}),
     "no template": Failure("chat-template", "no.jinja", "--chat-template /no.jinja"),
-    "no Ray": Failure("ray-missing", "No module named 'ray'", settings={"distributed_executor": "ray"}),
+    "no ray": Failure("ray-missing", "No module named 'ray'", settings={"distributed_executor": "ray"}),
     "port": Failure("port-in-use", "Address already in use", captured="port_in_use"),
 }
 """By what is wrong."""
@@ -176,7 +176,7 @@ def service(failure: Failure, name: str, script: Path) -> Json:
             (model / path.name).write_bytes(path.read_bytes())
         failure.spoil(model)
         table["model"] = str(model)
-    env = failure.env | ({"MORE": failure.more} if failure.more else {})
+    env = table["env"] | failure.env | ({"MORE": failure.more} if failure.more else {})
     return {
         **table,
         "command": [str(script)],
