@@ -63,10 +63,9 @@ def clear_left(folder: ServiceFolder, more: Mapping[str, int] | None = None) -> 
     """What runs before left, and `more`, where nobody maps it now; the rest is kept on the list. What was removed."""
     with _LISTS:
         before = _left(folder)
-        if not (known := {**before, **(more or {})}):
-            return []
+        known = {**before, **(more or {})}
         gone, still = [], {}
-        held = mapped(int(name) for name in os.listdir("/proc") if name.isdigit())
+        held = mapped(int(name) for name in os.listdir("/proc") if name.isdigit()) if known else set()
         for path, inode in known.items():
             with contextlib.suppress(OSError):
                 st = os.stat(path)

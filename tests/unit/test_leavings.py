@@ -90,6 +90,7 @@ def test_a_list_that_may_mean_something_else_removes_nothing(tmp_path: Path, seg
     said = {"v": 1, "boot": "x" if why == "another boot" else tree.boot_id(), "segments": {str(segment): inode}}
     (tmp_path / "left").write_text("[" if why == "garbage" else json.dumps(said))
     assert clear_left(folder) == [] and segment.exists()
+    assert not (tmp_path / "left").exists(), "it would be read again and again"
 
 
 def test_the_daemon_looks_again(tmp_path: Path, segment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
