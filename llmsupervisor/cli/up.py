@@ -100,7 +100,8 @@ def _detach(args: argparse.Namespace) -> int:
     with client:
         for status in client.stream("watch", interval=0.2):
             teller.put(status)
-            if all(service["state"] in SETTLED for service in status["services"]):
+            asking = any(condition["id"] == "asking" for condition in status["daemon"]["conditions"])
+            if not asking and all(service["state"] in SETTLED for service in status["services"]):
                 break
     teller.close()
     print(f"llmsupervisor runs in the background, pid {child.pid}; end it with: llmsupervisor down")

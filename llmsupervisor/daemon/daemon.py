@@ -159,7 +159,7 @@ class Daemon:
             else:
                 reloader = self.reloader
                 works = [reloader.watch_files, reloader.obey_hangups, reloader.recheck, self._watchdog]
-                if planned.unasked:
+                if planned.facts.unasked:
                     works.append(self._begin_asked)
                 else:
                     self._begin(planned)

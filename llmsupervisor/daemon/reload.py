@@ -31,6 +31,8 @@ RECHECK = 5.0
 NVML_WAIT = 3.0
 """Seconds that the first plan waits for the GPUs; a service that needs them waits in PENDING after that."""
 DIFF_LINES = 2000
+LONG = 2.0
+"""Seconds after which those who watch are told what is waited for."""
 PACE = 2.0
 """Seconds between two reloads by SIGHUP."""
 
@@ -123,8 +125,12 @@ class Reloader:
         )
 
     def _asks(self, executables: list[str]) -> None:
+        """A short question is nothing that anybody is woken for."""
         self.asking = executables
-        self._ring()
+        if executables:
+            asyncio.get_running_loop().call_later(LONG, self._ring)
+        else:
+            self._ring()
 
     # --- reload --------------------------------------------------------------------------------------------------
 

@@ -46,17 +46,8 @@ class Planned:
     facts: Facts
     keys: Keys
 
-    @property
-    def unasked(self) -> list[str]:
-        """Executables whose answers the next plan will know."""
-        return unasked(self.facts)
-
 
 CACHE_VERSION = 1
-
-
-def unasked(facts: Facts) -> list[str]:
-    return sorted(binary.path for binary in facts.binaries.values() if binary.path and not binary.asked)
 
 
 def _cached(file: StateFile) -> Cache:
@@ -145,8 +136,8 @@ class Source:
             return gather(wanted, self._cache, before, ask=ask, own_ports=own_ports, headers=self._headers)
 
         facts = await asyncio.to_thread(gathered, False)
-        if asking is not None and (silent := unasked(facts)):
-            asking(silent)
+        if asking is not None and facts.unasked:
+            asking(facts.unasked)
             try:
                 facts = await asyncio.to_thread(gathered, True)
             finally:

@@ -129,6 +129,11 @@ class Facts:
     """Identities of their weights; several tags may have the same."""
     learned: Lessons = ()
 
+    @property
+    def unasked(self) -> list[str]:
+        """Executables that were not run, and whose answers are not known from earlier."""
+        return sorted(binary.path for binary in self.binaries.values() if binary.path and not binary.asked)
+
 
 SHARD = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf")
 

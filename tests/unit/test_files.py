@@ -204,13 +204,15 @@ def test_a_binary_is_asked_once_per_build(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SECRET", "hunter2")
     needs = Needs(binaries=frozenset({("engine", ("--help",), ("--version",), r"version: (?P<v>\S+)")}))
     cache = Cache()
-    assert files.gather(needs, cache, Facts(), ask=False).binaries["engine"].flags is None
+    unasked = files.gather(needs, cache, Facts(), ask=False)
+    assert unasked.binaries["engine"].flags is None and unasked.unasked == [str(engine)]
     assert not runs.exists()
     binary = files.gather(needs, cache, Facts()).binaries["engine"]
     assert (binary.path, binary.version, binary.error) == (str(engine), "7", "")
     assert binary.flags is not None and "--ctx-size" in binary.flags
     cache = Cache.from_json(json.loads(json.dumps(cache.to_json())))
-    assert files.gather(needs, cache, Facts(), ask=False).binaries["engine"] == binary
+    known = files.gather(needs, cache, Facts(), ask=False)
+    assert known.binaries["engine"] == binary and known.unasked == []
     files.gather(needs, cache, Facts())
     assert sorted(runs.read_text().split("\n")) == ["", "--help ", "--version "]
     os.utime(engine, (1, 1))
