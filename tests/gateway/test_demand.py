@@ -248,10 +248,10 @@ def test_who_did_not_find_enough_memory_gets_room(swap: Swap) -> None:
 def test_a_running_request_ends_before_its_service_goes(swap: Swap) -> None:
     """A busy service gives way after the fair wait; what runs there ends, and what comes meanwhile waits and is served."""
     size = {"gpu_memory": "8GiB"}
-    swap.up({"a": 8 * GIB, "b": 8 * GIB}, a={**size, "knobs": {"token_ms": 10}}, b=size)
+    swap.up({"a": 8 * GIB, "b": 8 * GIB}, a={**size, "knobs": {"token_ms": 20}}, b=size)
     swap.ask("a")
     listen = swap.box.listen
-    with Answer(listen, BODY | {"model": "a", "max_tokens": 2000, "stream": True}) as running:
+    with Answer(listen, BODY | {"model": "a", "max_tokens": 2000, "stream": True}) as running:  # 20 s: `a` keeps 10
         running.first()
         with ThreadPoolExecutor() as pool:
             began = time.monotonic()
