@@ -67,7 +67,7 @@ def start(tmp_path: Path, model: Path, ports: range) -> Iterator[Callable[..., E
     yield go
     for server in started:
         server.process.kill()
-        server.process.wait(10)
+        server.process.wait(20)
 
 
 @pytest.mark.parametrize("executable", [engines.embedded, engines.llama_server])
@@ -102,10 +102,10 @@ def test_it_stops_at_sigterm_also_with_an_open_stream(start: Callable[..., Embed
     with Stream(server.endpoint, KEY) as stream:
         stream.first()
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(5) == 0
+        assert server.process.wait(20) == 0
     idle = start().ready()
     idle.process.send_signal(signal.SIGINT)
-    assert idle.process.wait(5) == 0
+    assert idle.process.wait(20) == 0
 
 
 def test_a_missing_model_ends_it_with_the_engines_own_words(start: Callable[..., Embedded]) -> None:

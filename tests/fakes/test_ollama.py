@@ -200,7 +200,7 @@ def test_signals(serve: Serve, number: signal.Signals) -> None:
     serve.child.send_signal(number)
     with pytest.raises((http.client.IncompleteRead, ConnectionError)):
         answer.read()
-    assert serve.child.wait(10) == (0 if number == signal.SIGTERM else -number)
+    assert serve.child.wait(20) == (0 if number == signal.SIGTERM else -number)
     left = process.alive(pid)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(serve.child.pid, signal.SIGKILL)

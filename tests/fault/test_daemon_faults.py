@@ -25,7 +25,7 @@ from support.daemon import Daemon, clean_environ
 from support.faults import QUICK_STOPS, STOPS, Box, Stopwatch, gone
 from support.http import Stream
 from support.pair import NAMES, Two
-from support.wait import wait_until
+from support.wait import Spent, wait_until
 
 CLOCK = Path(__file__).parents[1] / "fixtures" / "clock" / "clock.c"
 
@@ -99,7 +99,7 @@ def test_d3_a_full_disk_costs_no_service(box: Two) -> None:
         wait_until(lambda: not box.own_conditions(), 45, "the end of the alarm")
         watch.lap("space to written")
         assert json.loads(desired.read_text())["services"]["other"]["stopped_by"]
-        assert [e["signal"] for e in box.exits()] == ["SIGKILL"]
+        assert [e["signal"] for e in box.wait_exits(1)] == ["SIGKILL"]
         box.daemon.kill9()
         box.daemon.restart()
         assert box.daemon.service("other")["state"] == "STOPPED"
@@ -136,7 +136,7 @@ def test_d4_a_jump_of_the_clock_moves_nothing(box: Two, manager: Manager) -> Non
         assert box.daemon.service("other")["state"] in ("STARTING", "READY")
     offset.write_text("0")
     gaps = [b - a for a, b in zip(manager.times("WATCHDOG=1"), manager.times("WATCHDOG=1")[1:], strict=False)]
-    assert max(gaps) < 2.0
+    assert max(gaps) < 10, "an hour is not waited for"
     box.ready("other")
     assert abs(box.daemon.service("broken")["retry_at"] - time.time() - until) < 30
     assert box.ready()["pid"] == pid and not box.own_conditions()
@@ -299,7 +299,7 @@ def test_d13_sigterm_stops_in_order(box: Two, when: str) -> None:
         watch = Stopwatch()
         box.daemon.signal(signal.SIGTERM)
         assert box.daemon.wait_exit(15) == 0
-        assert watch.lap(f"SIGTERM while {when}") < 6
+        assert watch.lap(f"SIGTERM while {when}") < 10
     assert box.daemon.leftovers() == []
     assert not any(process.alive(start.pid) for name in NAMES for start in box.starts(name))
     box.once(1)
@@ -317,8 +317,8 @@ def test_d13_a_second_sigterm_is_at_once(box: Two) -> None:
         box.daemon.wait_state("chat", "DRAINING", 5)
         watch = Stopwatch()
         box.daemon.signal(signal.SIGTERM)
-        assert box.daemon.wait_exit(10) == 0
-        assert watch.lap("second SIGTERM to the end") < 2
+        assert box.daemon.wait_exit(20) == 0
+        assert watch.lap("second SIGTERM to the end") < 8, "less than the stop steps"
     gone([box.before["chat"]["pid"], *children], 1)
     assert box.daemon.leftovers() == []
 
@@ -366,12 +366,12 @@ def test_d19_a_client_that_does_not_read_is_dropped(box: Two) -> None:
         box.inject(box.before["chat"], spew=5)
         watch = Stopwatch()
         for _ in range(20):
-            began = time.monotonic()
+            spent = Spent()
             assert control.call(box.daemon.socket, "ping")
-            assert time.monotonic() - began < 1.0, "others are served meanwhile"
+            assert spent() < 1.0, "others are served meanwhile"
             time.sleep(0.05)
         wait_until(lambda: _hung_up(deaf), 20, "the daemon to hang up")
-        assert 8 < watch.lap("dropped") < 20
+        assert 8 < watch.lap("dropped") < 30
         grown = _resident(box.daemon.process.pid) - memory
         print(f"daemon grew by {grown >> 20} MiB")
         assert grown < 32 << 20

@@ -120,7 +120,7 @@ def test_d1_an_end_without_a_daemon_is_told_with_its_cause_once(box: Two) -> Non
     assert "exited with code 7" in after["last_exit"]["text"]
     box.once(2)
     box.adopted("other")
-    (exit,) = box.exits()
+    (exit,) = box.wait_exits(1)
     assert exit["code"] == 7
     (crash,) = box.daemon.state.glob("crashes/*-chat-*.json")
     assert json.loads(crash.read_text())["exit"]["code"] == 7
@@ -213,7 +213,7 @@ def test_d2_another_process_with_the_recorded_pid_is_left_alone(box: Two) -> Non
 def test_leave_leaves_everything_running(box: Two, how: str) -> None:
     box.two_up()
     box.daemon.signal(signal.SIGUSR1) if how == "SIGUSR1" else box.daemon.cli("leave")
-    assert box.daemon.wait_exit(5) == 0
+    assert box.daemon.wait_exit(20) == 0
     assert "leaving" in box.what()
     assert not box.daemon.socket.exists() and box.daemon.cli("status").returncode == 5
     assert all(process.alive(box.before[name]["pid"]) for name in NAMES)

@@ -109,7 +109,7 @@ def test_G7_what_runs_on_a_lost_card_waits_and_the_others_go_on(faults: Box, car
     card.play("gpu GPU-a 24576 1000 15", "gpu GPU-b 24576 1000 0")
     reason = pending(faults, "GPU 0 is quarantined: it is lost")["reason"]
     assert "GPU is lost" in reason and "`llmsupervisor take 0`" in reason
-    assert faults.exits()[0]["cause"] == "gpu-lost"
+    assert faults.wait_exits(1)[0]["cause"] == "gpu-lost"
     lost = gpu(faults)
     assert lost and (lost["index"], lost["name"]) == (0, "Stand-in 9000")
     assert "GPU is lost" in lost["error"] and lost["memory_used_bytes"] is None
@@ -279,7 +279,7 @@ def test_G14_a_card_that_fell_off_the_bus(faults: Box, card: Scenario) -> None:
     card.play(lines[0], "xid 79", lines[1])
     reason = pending(faults, "GPU 0 is quarantined: XID 79 (GPU has fallen off the bus)")["reason"]
     assert "`llmsupervisor take 0` ends that" in reason
-    assert [end["cause"] for end in faults.exits()] == ["gpu-lost"]
+    assert [end["cause"] for end in faults.wait_exits(1)] == ["gpu-lost"]
     lost = gpu(faults) or {}
     assert conditions(lost) == {"quarantined": "XID 79 (GPU has fallen off the bus)"}
     assert [(x["code"], x["kind"], x["count"]) for x in lost["xids"]] == [(79, "gpu", 1)]

@@ -92,7 +92,7 @@ def watched(daemon: Daemon, *words: str) -> tuple[list[str], int]:
             elif len(shown) == 0:
                 daemon.call("stop", service="chat", by="test", wait=False)
             shown.append(line)
-        return lines, child.wait(10)
+        return lines, child.wait(20)
 
 
 def test_top_once(daemon: Daemon) -> None:

@@ -63,6 +63,7 @@ def test_P3_crash_in_a_request(faults: Box, name: str) -> None:
     assert (after["last_exit"]["cause"], after["last_exit"]["signal"]) == ("signal", f"SIG{name}")
     assert f"killed by SIG{name}" in after["last_exit"]["text"]
     assert chat(after["endpoint"], faults.daemon.key("chat"))
+    faults.wait_exits(1)
     (record,) = (faults.daemon.state / "crashes").glob("*-chat-*.json")
     assert "launch_slot_" in "\n".join(json.loads(record.read_text())["log"])
     assert faults.daemon.service("other")["pid"] == other["pid"]

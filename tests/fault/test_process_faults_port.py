@@ -94,7 +94,7 @@ def test_P12_port_that_is_free_again_before_anybody_looks(faults: Box) -> None:
     watch = Stopwatch()
     faults.again(1)
     watch.lap("READY")
-    assert [exit["cause"] for exit in faults.exits()] == ["port-in-use"]
+    assert [exit["cause"] for exit in faults.wait_exits(1)] == ["port-in-use"]
     assert "BACKOFF" in faults.states() and "FAILED" not in faults.states()
     faults.once(2)
 

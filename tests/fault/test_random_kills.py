@@ -66,7 +66,7 @@ class Shaken(Box):
             self.die_within(self.rng.uniform(0.0, 0.2))
         self.by_failpoint += child.poll() is not None
         child.kill()
-        assert child.wait(10) == -signal.SIGKILL, f"it ended by itself\n{self.daemon.told()}"
+        assert child.wait(20) == -signal.SIGKILL, f"it ended by itself\n{self.daemon.told()}"
         self.never_two()
 
     def die_within(self, seconds: float) -> None:

@@ -298,7 +298,7 @@ def test_signals_reach_only_the_process_that_was_meant() -> None:
         _, _, start = shim.stat(child.pid)
         shim.send(child.pid, start + 1, signal.SIGKILL)
         shim.send(child.pid, start, signal.SIGTERM)
-        assert child.wait(5) == -signal.SIGTERM
+        assert child.wait(20) == -signal.SIGTERM
 
 
 def test_shim_is_small(box: Box) -> None:

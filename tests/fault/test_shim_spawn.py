@@ -150,7 +150,7 @@ def test_after_a_killed_shim_its_orphans_are_killed_and_named(box: Box) -> None:
         Path(box.folder.names.run).write_text(json.dumps(record))
         found = adopt(box)
         assert found.state == "lost" and not found.alive
-        assert older.wait(5) == -signal.SIGKILL and shell.poll() is None
+        assert older.wait(20) == -signal.SIGKILL and shell.poll() is None
         wait_until(lambda: not tree.read_stat(orphan) or tree.read_stat(orphan).state == "Z", 5, "the orphan's end")
     finally:
         for each in (shell, older):

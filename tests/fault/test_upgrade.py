@@ -109,7 +109,7 @@ def test_an_upgrade_restarts_nothing(
         assert str(venv.packages) in Path(f"/proc/{shim(daemon, 'chat')}/cmdline").read_text()
 
         daemon.signal(signal.SIGKILL if how == "SIGKILL" else signal.SIGUSR1)
-        daemon.wait_exit(10)
+        daemon.wait_exit(20)
         venv.uninstall()
         assert all(process.alive(status["pid"]) for status in before.values())
         venv.install(second)

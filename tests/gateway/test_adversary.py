@@ -64,7 +64,7 @@ def test_a_stalled_client_holds_the_engine_of_its_next_request_back(gateway: Sta
     with gateway.client() as sock:
         sock.sendall(post(ALIAS) + post(headers="Connection: close\r\n"))
         assert not done.wait(1), "24 MiB are in the gateway"
-        assert sum(map(len, iter(lambda: sock.recv(MIB), b""))) > 36 * MIB and done.wait(5)
+        assert sum(map(len, iter(lambda: sock.recv(MIB), b""))) > 36 * MIB and done.wait(20)
 
 
 def test_a_slow_reader_that_goes_on_reading_is_not_dropped(gateway: Standalone) -> None:
@@ -192,7 +192,7 @@ def test_what_is_removed_is_refused_at_once(gateway: Standalone) -> None:
         waiting = pool.submit(gateway.ask)
         wait_until(lambda: gateway.queued() == 1, 5, "one waits")
         gateway.apply(target="other", service="other", endpoint="other@1", names=["other"])
-        answer = waiting.result(2)
+        answer = waiting.result(20)
     assert answer.status == 503 and answer.code == "unavailable"
 
 
@@ -227,7 +227,7 @@ def test_a_head_that_comes_long_before_the_first_token(gateway: Standalone) -> N
 def test_a_terminate_while_requests_wait_and_run(gateway: Standalone) -> None:
     """Who waited hears why, and both are on record."""
     hang = threading.Event()
-    gateway.engine.act = lambda sock, request: (hang.wait(20), None)[1]
+    gateway.engine.act = lambda sock, request: (hang.wait(60), None)[1]
     gateway.apply(parallel=1)
     with ThreadPoolExecutor() as pool:
         running = pool.submit(gateway.say, post())
@@ -235,10 +235,10 @@ def test_a_terminate_while_requests_wait_and_run(gateway: Standalone) -> None:
         waiting = pool.submit(gateway.ask)
         wait_until(lambda: gateway.queued() == 1, 5, "one waits")
         gateway.process.send_signal(signal.SIGTERM)
-        answer = waiting.result(8)
+        answer = waiting.result(20)
         assert answer.status == 503 and answer.headers["Retry-After"]
-        assert running.result(8) == b"", "reset"
-        gateway.process.wait(5)
+        assert running.result(20) == b"", "reset"
+        gateway.process.wait(20)
         hang.set()
     assert sorted(record["finish_reason"] for record in gateway.records(2)) == ["engine_exit", "rejected"]
 
@@ -320,7 +320,7 @@ def test_a_terminate_ends_the_parser(gateway: Standalone) -> None:
     children = Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children")
     (child,) = children.read_text().split()
     gateway.process.terminate()
-    assert gateway.process.wait(5) == 0 and gateway.output.read_text() == ""
+    assert gateway.process.wait(20) == 0 and gateway.output.read_text() == ""
     wait_until(lambda: not Path(f"/proc/{child}").exists(), 5, "the end of its child")
 
 

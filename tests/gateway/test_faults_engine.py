@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from gateway.standalone import CHUNKED, LAST, Answer, Engine, Standalone, chunk, drain, key, post, reset, whole
-from support.wait import wait_until
+from support.wait import Spent, wait_until
 
 STREAM = {"model": "chat", "messages": [], "stream": True}
 
@@ -28,10 +28,10 @@ def slowly(sock: socket.socket, request: bytes) -> bytes:
 @pytest.mark.parametrize("end", [socket.socket.close, reset], ids=["closed", "reset"])
 def test_W10_an_engine_that_dies_before_it_answers(gateway: Standalone, end: Any) -> None:
     gateway.engine.act = lambda sock, request: end(sock)
-    began = time.monotonic()
+    spent = Spent()
     answer = gateway.ask()
     assert answer.status == 502 and answer.code == "upstream_failed" and "clos" in answer.error["message"]
-    assert time.monotonic() - began < 1
+    assert spent() < 1
     assert gateway.hear("bad")["endpoint"] == "chat@1"
     assert len(gateway.engine.requests) == 1, "a POST is sent once"
     assert gateway.running() == 0
@@ -97,10 +97,10 @@ def test_W12_an_engine_that_hangs_mid_stream(gateway: Standalone) -> None:
     gateway.engine.act = act
     began = time.monotonic()
     answer = gateway.ask(STREAM)
-    assert 2.2 < time.monotonic() - began < 6
+    assert 2.2 < time.monotonic() - began < 12
     assert answer.body.count(b": alive") == 12 and not answer.complete
     assert answer.error["type"] == "server_error"
-    assert gateway.engine.hung_up.wait(5) and gateway.hear("bad")["endpoint"] == "chat@1"
+    assert gateway.engine.hung_up.wait(20) and gateway.hear("bad")["endpoint"] == "chat@1"
     assert gateway.running() == 0
 
 

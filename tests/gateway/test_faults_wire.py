@@ -10,7 +10,7 @@ import time
 
 import pytest
 from gateway.standalone import CHUNKED, Answer, Standalone, chunk, drain, post, reset, whole
-from support.wait import wait_until
+from support.wait import Spent, wait_until
 
 STREAM = {"model": "chat", "messages": [], "stream": True}
 
@@ -39,10 +39,10 @@ def test_W1_a_client_that_leaves_mid_stream(gateway: Standalone, leave: object) 
     sock = gateway.client()
     sock.sendall(post(STREAM))
     assert sock.recv(65536)
-    began = time.monotonic()
+    spent = Spent()
     leave(sock)  # type: ignore[operator]
-    assert gateway.engine.hung_up.wait(5)
-    assert time.monotonic() - began < 0.5
+    assert gateway.engine.hung_up.wait(20)
+    assert spent() < 0.5
     wait_until(lambda: gateway.running() == 0, 5, "the lease to be given back")
     counted = [value for labels, value in gateway.samples("llmsupervisor_requests_total") if "client_gone" in labels]
     assert counted == [1]
@@ -53,9 +53,9 @@ def test_W1_a_client_that_leaves_before_the_first_byte(gateway: Standalone) -> N
     with gateway.client() as sock:
         sock.sendall(post())
         wait_until(lambda: gateway.engine.requests, 5, "the request")
-        began = time.monotonic()
-    assert gateway.engine.hung_up.wait(5)
-    assert time.monotonic() - began < 0.5
+        spent = Spent()
+    assert gateway.engine.hung_up.wait(20)
+    assert spent() < 0.5
     wait_until(lambda: gateway.running() == 0, 5, "the lease to be given back")
 
 
@@ -127,10 +127,10 @@ def test_W3_a_client_that_does_not_read_is_dropped(gateway: Standalone) -> None:
         sock.sendall(post({**STREAM, "user": "slow"}))
         began = time.monotonic()
         while not dropped.is_set():
-            asked = time.monotonic()
+            spent = Spent()
             assert gateway.ask().status == 200
-            assert time.monotonic() - asked < 0.4
-            assert time.monotonic() - began < 5, "it still holds its engine"
+            assert spent() < 0.4
+            assert time.monotonic() - began < 20, "it still holds its engine"
         assert time.monotonic() - began > 0.4
     wait_until(lambda: gateway.running() == 0, 5, "the lease to be given back")
 
@@ -146,7 +146,7 @@ def test_W4_half_a_close(gateway: Standalone) -> None:
         sock.sendall(post())
         sock.shutdown(socket.SHUT_WR)
         assert drain(sock) == b""
-    assert not gateway.engine.requests or gateway.engine.hung_up.wait(5)
+    assert not gateway.engine.requests or gateway.engine.hung_up.wait(20)
 
 
 # --- too much, too slow -------------------------------------------------------------------------------------------
@@ -256,9 +256,9 @@ def test_W8_headers_that_come_byte_by_byte(gateway: Standalone) -> None:
         for sock in slow:
             with contextlib.suppress(ConnectionError):
                 sock.send(byte)
-        asked = time.monotonic()
+        spent = Spent()
         assert gateway.get("/healthz").status == 200
-        assert time.monotonic() - asked < 0.5
+        assert spent() < 0.5
     for sock in slow:
         with sock:
             sock.settimeout(5)

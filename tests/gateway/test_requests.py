@@ -139,7 +139,7 @@ def test_new_ones_come_as_they_end(served: Daemon) -> None:
         history.put(record(name))
         assert json.loads(process.stdout.readline())["id"] == name
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 0
+    assert process.wait(20) == 0
     history.close()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from gateway.standalone import CHUNKED, LAST, Answer, Engine, Standalone, chunk, drain, post, whole
-from support.wait import wait_until
+from support.wait import Spent, wait_until
 
 STREAM = {"model": "chat", "messages": [], "stream": True}
 HOLD: dict[str, Any] = {"state": "hold", "reason": "STARTING: loading model"}
@@ -35,10 +35,10 @@ def test_a_request_waits_for_what_comes_back(gateway: Standalone, state: str) ->
     with ThreadPoolExecutor() as pool:
         waiting = asked(gateway, pool, 5)
         assert gateway.engine.requests == [] and not any(each.done() for each in waiting)
-        began = time.monotonic()
+        spent = Spent()
         gateway.apply(endpoint="chat@2")
         assert [each.result().status for each in waiting] == [200] * 5
-        assert time.monotonic() - began < 1
+        assert spent() < 1
 
 
 def test_what_is_gone_is_refused_at_once(gateway: Standalone) -> None:
@@ -47,14 +47,14 @@ def test_what_is_gone_is_refused_at_once(gateway: Standalone) -> None:
     with ThreadPoolExecutor() as pool:
         (waiting,) = asked(gateway, pool, 1)
         gateway.apply(state="gone", reason="STOPPED: stopped by root")
-        answer = waiting.result(5)
-    began = time.monotonic()
+        answer = waiting.result(20)
+    spent = Spent()
     for each in (answer, gateway.ask()):
         assert each.status == 503 and each.code == "unavailable" and each.headers["Retry-After"] == "60"
         assert "stopped by root" in each.error["message"]
     gateway.apply(state="gone", reason="FAILED: 5 failures", retry_at=math.ceil(time.time()) + 600)
     assert 595 <= int(gateway.ask().headers["Retry-After"]) <= 601
-    assert time.monotonic() - began < 1
+    assert spent() < 1
     assert gateway.get("/readyz").status == 503
 
 
@@ -62,7 +62,7 @@ def test_the_deadline_of_the_queue(gateway: Standalone) -> None:
     gateway.apply(**HOLD, limits={"queue_deadline_s": 0.5})
     began = time.monotonic()
     answer = gateway.ask()
-    assert 0.4 < time.monotonic() - began < 2
+    assert 0.4 < time.monotonic() - began < 5
     assert answer.status == 503 and answer.code == "queue_timeout" and int(answer.headers["Retry-After"]) >= 1
     assert "loading model" in answer.error["message"]
     assert gateway.engine.requests == [] and gateway.queued() == 0

@@ -240,7 +240,7 @@ def test_a_stream_outlives_a_terminate(gateway: Standalone) -> None:
             assert gateway.process.poll() is None
         gate.append(1)
         assert drain(sock).endswith(b"cd")
-    assert gateway.process.wait(5) == 0
+    assert gateway.process.wait(20) == 0
 
 
 def test_nothing_leaks(gateway: Standalone) -> None:

@@ -103,7 +103,7 @@ class Daemon:
         """Where a daemon stands that does not answer; it ends with that."""
         begun = self.output.stat().st_size
         self.signal(signal.SIGABRT)
-        self.wait_exit(5)
+        self.wait_exit(20)
         with self.output.open("rb") as file:
             file.seek(begun)
             return file.read().decode(errors="replace")
@@ -122,7 +122,7 @@ class Daemon:
     def kill9(self) -> None:
         """Only the daemon: shims and engines go on."""
         self.signal(signal.SIGKILL)
-        self.wait_exit(5)
+        self.wait_exit(20)
 
     def restart(self) -> Daemon:
         """A new daemon after a death or a `leave`; one that runs is killed."""

@@ -88,10 +88,12 @@ class Box:
         """Every unrequested end so far."""
         return [row["exit"] for row in self.daemon.events(service=name, kind="exit")]
 
-    def wait_exits(self, n: int, name: str = "chat") -> None:
-        """Exactly `n`; each is on record a moment after the state that it led to."""
-        wait_until(lambda: len(self.exits(name)) >= n, 5, f"{n} ends on record")
-        assert len(self.exits(name)) == n
+    def wait_exits(self, n: int, name: str = "chat") -> list[Json]:
+        """Exactly `n`; each is on record a moment after the state that it led to, as soon as the disk has it."""
+        wait_until(lambda: len(self.exits(name)) >= n, 30, lambda: f"{n} ends on record\n{self.daemon.told()}")
+        ends = self.exits(name)
+        assert len(ends) == n, ends
+        return ends
 
     def told_conditions(self, name: str = "chat") -> dict[str, str]:
         """Every condition that ever came → its last text."""

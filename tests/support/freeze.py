@@ -24,7 +24,7 @@ def frozen(pid: int) -> Iterator[None]:
         yield
     finally:
         child.kill()
-        child.wait(5)
+        child.wait(20)
         assert child.stdout
         child.stdout.close()
 

@@ -138,7 +138,7 @@ class Serve:
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
-            self.child.wait(5)
+            self.child.wait(20)
 
 
 def embedding_model(model: Path, made: Path) -> Path:

@@ -1,16 +1,22 @@
-"""Waiting for something to happen, with a deadline."""
+"""Waiting for something to happen, with a deadline; and how long it took, on a machine that may have stood still."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
 
+PATIENCE = 20.0
+"""Seconds. A deadline tells a hang from a slow machine, no more: who wants to know how long something takes measures it."""
+NAP = 0.02
+
 
 def wait_until(predicate: Callable[[], T], timeout: float, what: str | Callable[[], str]) -> T:
-    """The first truthy value of `predicate`. `what` is told where `timeout` seconds were not enough."""
+    """The first truthy value of `predicate`. `what` is told where `timeout` seconds, or 20, were not enough."""
+    timeout = max(timeout, PATIENCE)
     deadline = time.monotonic() + timeout
     pause = 0.005
     while True:
@@ -20,3 +26,34 @@ def wait_until(predicate: Callable[[], T], timeout: float, what: str | Callable[
             raise AssertionError(f"not within {timeout:g} s: {what if isinstance(what, str) else what()}")
         time.sleep(pause)
         pause = min(pause * 1.5, 0.05)
+
+
+class _Stalls(threading.Thread):
+    """Seconds in which a thread that only naps was given no turn, since the start of the tests."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True, name="stalls")
+        self.lost = 0.0
+
+    def run(self) -> None:
+        while True:
+            due = time.monotonic() + NAP
+            time.sleep(NAP)
+            late = time.monotonic() - due
+            if late > NAP:
+                self.lost += late
+
+
+_stalls = _Stalls()
+_stalls.start()
+
+
+class Spent:
+    """Seconds since it was made, less those in which the machine gave nobody a turn."""
+
+    def __init__(self) -> None:
+        self._began, self._lost = time.monotonic(), _stalls.lost
+
+    def __call__(self) -> float:
+        time.sleep(NAP * 2)  # a stall that is just over is counted first
+        return time.monotonic() - self._began - (_stalls.lost - self._lost) - NAP * 2

@@ -122,7 +122,7 @@ def test_every_page_under_load_a_stopped_daemon_and_a_killed_terminal(box: Box) 
         tmux.see("7 service")
         client = psutil.Process(tmux.pid())
         tmux.kill()
-        client.wait(10)
+        client.wait(20)
         assert daemon.service("chat")["state"] == "READY", "nobody who looks stops anything"
     finally:
         daemon.signal(signal.SIGCONT)

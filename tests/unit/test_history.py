@@ -285,7 +285,7 @@ while True:
     wait_stored(path, 500)
     killed = time.time()
     writer.send_signal(signal.SIGKILL)
-    writer.wait(10)
+    writer.wait(20)
     found = stored(path)
     assert [each["id"] for each in found] == [str(number) for number in range(len(found))]
     assert killed - found[-1]["time"] < BATCH + 1.5

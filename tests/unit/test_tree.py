@@ -83,7 +83,7 @@ def test_leftovers_are_younger_processes_in_the_folder_without_a_terminal(tmp_pa
         killed, alive = asyncio.run(tree.kill_leftovers(str(tmp_path), start))
         assert [k.pid for k in killed] == [inside.pid] and not alive
         assert killed[0].command.endswith("sleep 60")
-        assert inside.wait(5) == -signal.SIGKILL and tree.read_stat(pid).state != "Z"
+        assert inside.wait(20) == -signal.SIGKILL and tree.read_stat(pid).state != "Z"
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -102,7 +102,7 @@ def test_cgroup_is_found_used_and_removed(spawn) -> None:
     Path(f"{group}/below/cgroup.procs").write_text(str(child.pid))
     assert tree.cgroup_populated(group) and not tree.remove_cgroup(group)
     assert asyncio.run(tree.kill_cgroup(group))
-    assert child.wait(5) == -signal.SIGKILL
+    assert child.wait(20) == -signal.SIGKILL
     assert tree.remove_cgroup(group) and not os.path.exists(group) and not tree.cgroup_populated(group)
 
 
