@@ -845,6 +845,7 @@ class MemoryPlace(TypedDict):
     overhead: int | None
     known: int
     total: int | None
+    cache_ram: int
     budget: int | None
     free: int | None
     beside: list[MemoryBeside]

@@ -195,13 +195,14 @@ def needs_of(service: Service, definition: Definition) -> Needs:
         )
     llama, vllm, ollama = (definition.adapter == name for name in ("llama_server", "vllm", "ollama"))
     models = [path for path in (service.model, service.mmproj, service.draft) if path and is_path(path)]
+    lora = service.lora or () if llama else ()
     imported = [model.file for model in service.models or () if model.file]
     return Needs(
         binaries=frozenset(binaries),
         files=frozenset(files | set(imported) | ({service.cwd} if service.cwd else set())),
         contents=frozenset({service.chat_template} if service.chat_template and is_path(service.chat_template) else ()),
         secrets=frozenset(secret_ref(s.file, s.env) for s in service.secret_env.values()),
-        ggufs=frozenset(gguf(path) for path in [*(models if llama else ()), *imported]),
+        ggufs=frozenset(gguf(path) for path in [*(models if llama else ()), *lora, *imported]),
         folders=frozenset(path for path in models[:1] if vllm and service.model == path),
         tags=frozenset(tag_of(service, m.name) for m in service.models or () if ollama and not m.file),
     )

@@ -10,6 +10,9 @@ from llmsupervisor.plan.launch import Refusal, ServicePlan
 from llmsupervisor.plan.measure import capacity, need
 from llmsupervisor.plan.sums import Most, Place, Sums
 
+READ_AGAIN = "weights that find no room are read from the disk again at every token"
+KILLED = "what finds no room has the kernel end a process"
+LESS = "a smaller model, a shorter context_length, or more gpu_layers"
 OFF = '; gate = "off" starts it all the same'
 
 
@@ -42,9 +45,9 @@ def _refusal(plan: ServicePlan, text: str, gate: str = "") -> Refusal:
 
 
 def too_much(memory: Sums) -> Iterator[Place]:
-    """Where it can never fit. Weights on the host are read from the file as they are needed: only slow."""
+    """Where it can never fit. Weights that are mapped are read from the file as they are needed: only slow."""
     for place in memory.over:
-        if place.gpu or place.known - (place.weights or 0) > (place.budget or 0):
+        if place.known - place.mapped > (place.budget or 0):
             yield place
 
 
@@ -54,16 +57,14 @@ def on_host(memory: Sums) -> Iterator[str]:
     place = memory.at(None)
     if place is None or not place.weights or place in too_much(memory):
         return
+    slow = place.mapped == place.weights
     if place.budget is not None and place.known > place.budget:
         why = f"and there is {format_size(place.budget)} for it"
     elif place.free is not None and place.weights > place.free:
         why = f"and {format_size(place.free)} of it is free"
     else:
         return
-    yield (
-        f"memory: needs {place.sum} on the host, {why}: weights that find no room are read from the disk again at every "
-        "token; a smaller model, a shorter context_length, or more gpu_layers"
-    )
+    yield f"memory: needs {place.sum} on the host, {why}: {READ_AGAIN if slow else KILLED}; {LESS}"
 
 
 def _budget(plan: ServicePlan, place: Place) -> str:

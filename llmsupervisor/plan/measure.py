@@ -133,6 +133,8 @@ def _place(plan: ServicePlan, facts: Facts, found: Estimate, card: GpuFact | Non
         free=card.memory_free if card else facts.memory_free,
         known=least,
         total=least if lesson is not None or taught or not missing else None,
+        cache_ram=0 if card else found.cache_ram,
+        mapped=sum(part.bytes for part in parts if part.kind == "weights") if found.mapped and not card else 0,
     )
     return _Told(place, tuple(part for part in parts if part.bytes), _says(lesson), whole)
 

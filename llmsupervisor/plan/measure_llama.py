@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import is_
 
 from llmsupervisor.plan.facts import Facts, GpuFact, gguf
 from llmsupervisor.plan.gguf import GgufError, GgufHeader
@@ -16,10 +17,13 @@ from llmsupervisor.plan.memory_shape import NoFormula, shape_of
 from llmsupervisor.plan.rules.rule import number, said, value
 from llmsupervisor.plan.sums import Kind, Part
 
+MIB = 1024 * 1024
+CACHE_RAM = 8192
+"""MiB that llama-server keeps of finished prompts, where nothing says another number."""
 EVERY = 1 << 20
 """More layers than any model has."""
 KEPT = 2048
-_known: dict[tuple[int, Settings], tuple[GgufHeader, Memory | Refused]] = {}
+_known: dict[tuple[tuple[int, ...], Settings], tuple[tuple[GgufHeader, ...], Memory | Refused]] = {}
 
 
 def llama(plan: ServicePlan, facts: Facts, cards: Sequence[GpuFact]) -> Estimate | None:
@@ -31,10 +35,14 @@ def llama(plan: ServicePlan, facts: Facts, cards: Sequence[GpuFact]) -> Estimate
     settings = settings_of(plan, cards)
     if isinstance(settings, str):
         return Estimate(missing=ALL, unknown=(settings,))
-    memory = memo(header, settings)
+    adapters = [(path, _header(path, facts)) for path in plan.service.lora or ()]
+    memory = memo(header, settings, tuple(one for _, one in adapters if isinstance(one, GgufHeader)))
     if isinstance(memory, Refused):
         return Estimate(missing=ALL, unknown=(memory.reason,), refused=memory.reason)
     missing = _missing(header, memory)
+    if unread := [path for path, one in adapters if not isinstance(one, GgufHeader)]:
+        memory = replace(memory, unknown=(*memory.unknown, f"lora: the header of {unread[0]} was not read"))
+        missing |= {"weights", "compute"}
     for name in ("draft", "mmproj"):
         memory, more = _with(name, plan, facts, settings, memory)
         missing |= more
@@ -45,16 +53,24 @@ def llama(plan: ServicePlan, facts: Facts, cards: Sequence[GpuFact]) -> Estimate
         unknown=memory.unknown,
         kv_bytes_per_token=None if isinstance(per_token, NoFormula) else per_token,
         kv_tokens=settings.cells * settings.streams,
+        cache_ram=cache_ram(plan.service.task, number(plan, "--cache-ram", "-cram")),
+        mapped=(value(plan, "--load-mode", "-lm") or "auto") in ("auto", "mmap"),
     )
 
 
-def memo(header: GgufHeader, settings: Settings) -> Memory | Refused:
+def cache_ram(task: str, said: float | None) -> int:
+    """Bytes. Only prompts of completions are kept."""
+    return int(CACHE_RAM if said is None else said) * MIB if task == "chat" else 0
+
+
+def memo(header: GgufHeader, settings: Settings, adapters: tuple[GgufHeader, ...] = ()) -> Memory | Refused:
     """The same header is the same object (`host/headers.py`)."""
-    key = (id(header), settings)
-    if (known := _known.get(key)) is not None and known[0] is header:
+    headers = (header, *adapters)
+    key = (tuple(map(id, headers)), settings)
+    if (known := _known.get(key)) is not None and all(map(is_, known[0], headers)):
         return known[1]
-    found = estimate(header, settings)
-    _known[key] = (header, found)
+    found = estimate(header, settings, adapters)
+    _known[key] = (headers, found)
     if len(_known) > KEPT:
         _known.clear()
     return found
@@ -150,7 +166,12 @@ def _shares(plan: ServicePlan, cards: Sequence[GpuFact]) -> tuple[float, ...]:
     return tuple(float(total) for total in totals if total) if all(totals) else (1.0,) * len(cards)
 
 
-_KINDS: tuple[tuple[str, Kind], ...] = (("weights", "weights"), ("KV cache", "kv_cache"), ("recurrent", "kv_cache"))
+_KINDS: tuple[tuple[str, Kind], ...] = (
+    ("weights", "weights"),
+    ("LoRA weights", "weights"),
+    ("KV cache", "kv_cache"),
+    ("recurrent", "kv_cache"),
+)
 
 
 def kind_of(name: str) -> Kind:

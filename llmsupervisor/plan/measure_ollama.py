@@ -8,7 +8,7 @@ from llmsupervisor.base.units import format_size
 from llmsupervisor.plan.facts import Facts, GpuFact, header_of
 from llmsupervisor.plan.gguf import GgufError, GgufHeader
 from llmsupervisor.plan.launch import ServicePlan
-from llmsupervisor.plan.measure_llama import kind_of, memo
+from llmsupervisor.plan.measure_llama import cache_ram, kind_of, memo
 from llmsupervisor.plan.measured import ALL, Estimate
 from llmsupervisor.plan.memory import Refused, Settings
 from llmsupervisor.plan.memory_place import HOST
@@ -36,6 +36,7 @@ def ollama(plan: ServicePlan, facts: Facts, cards: Sequence[GpuFact]) -> Estimat
     unknown: list[str] = []
     missing: set[Kind] = set()
     tokens = 0
+    kept = variable(plan, "LLAMA_ARG_CACHE_RAM") or ""
     for model in models:
         header = headers[model.name]
         if not isinstance(header, GgufHeader):
@@ -78,6 +79,8 @@ def ollama(plan: ServicePlan, facts: Facts, cards: Sequence[GpuFact]) -> Estimat
         kv_tokens=tokens or None,
         processes=len(models),
         doubts=tuple(doubts),
+        cache_ram=len(models) * cache_ram(plan.service.task, float(kept) if kept.isdigit() else None),
+        mapped=True,
     )
 
 

@@ -254,7 +254,12 @@ def vllm(plan: ServicePlan, facts: Facts, cards: Sequence[GpuFact]) -> Estimate 
         kv_bytes_per_token=found.per_token * wish.tensor if exact and isinstance(found, Pages) else None,
         kv_tokens=found.tokens(min(pools)) if isinstance(found, Pages) and not no_pool else None,
         budgeted=budgeted,
+        cache_ram=_offloaded(plan),
     )
+
+
+def _offloaded(plan: ServicePlan) -> int:
+    return int((number(plan, "--kv-offloading-size") or 0) * GIB)
 
 
 def _on_host(plan: ServicePlan, weights: int, found: Pages | NoFormula, pool: int) -> Estimate:
@@ -274,4 +279,5 @@ def _on_host(plan: ServicePlan, weights: int, found: Pages | NoFormula, pool: in
         unknown=tuple(unknown),
         kv_bytes_per_token=found.per_token if isinstance(found, Pages) else None,
         kv_tokens=found.tokens(pool) if isinstance(found, Pages) and pool else None,
+        cache_ram=_offloaded(plan),
     )

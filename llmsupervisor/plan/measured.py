@@ -17,6 +17,10 @@ class Estimate:
     kv_bytes_per_token: int | None = None
     kv_tokens: int | None = None
     budgeted: bool = False
+    cache_ram: int = 0
+    """Bytes of the host at most for prompts that it keeps."""
+    mapped: bool = False
+    """Its weights on the host are pages of the file."""
     processes: int = 1
     doubts: tuple[str, ...] = ()
     """What the engine will do that nobody asked for."""

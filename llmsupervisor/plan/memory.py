@@ -14,7 +14,7 @@ from llmsupervisor.plan.ggml_types import BLOCKS, KV_TYPES
 from llmsupervisor.plan.gguf import GgufHeader
 from llmsupervisor.plan.memory_compute import Compute, compute
 from llmsupervisor.plan.memory_graph import Run
-from llmsupervisor.plan.memory_place import HOST, Where, layer_devices, weights
+from llmsupervisor.plan.memory_place import HOST, Where, adapter_weights, layer_devices, weights
 from llmsupervisor.plan.memory_shape import Layer, NoFormula, Shape, shape_of
 
 COPIES = 4
@@ -134,7 +134,8 @@ def kv_bytes_per_token(header: GgufHeader, type_k: str, type_v: str) -> int | No
     return sum(_kv_bytes(layer, type_k, type_v) for layer in shape.layers if not layer.sliding)
 
 
-def estimate(header: GgufHeader, settings: Settings) -> Memory | Refused:
+def estimate(header: GgufHeader, settings: Settings, adapters: Sequence[GgufHeader] = ()) -> Memory | Refused:
+    """`adapters`: LoRA files that are loaded with it."""
     shape = shape_of(header)
     if isinstance(shape, NoFormula):
         return _weights_only(header, settings, shape.reason)
@@ -147,8 +148,10 @@ def estimate(header: GgufHeader, settings: Settings) -> Memory | Refused:
     for place, size in weights(header, devices, loaded, settings.cpu_moe).items():
         layers = sum(1 for device in devices[:loaded] if device == place)
         parts.append(Part("weights", size, place, f"tensors of {layers} of {loaded} layers" + _also(place, devices)))
+    for place, size in adapter_weights(header, adapters, devices, settings.cpu_moe).items():
+        parts.append(Part("LoRA weights", size, place, f"{len(adapters)} LoRA files, beside what they change"))
     parts += _caches(shape, settings, devices)
-    _add_compute(header, shape, settings, devices, parts, unknown)
+    _add_compute(header, shape, settings, devices, adapters, parts, unknown)
     if vocabulary := header.vocabulary:
         rows = settings.rows
         parts.append(Part("output buffer", 4 * vocabulary * rows, HOST, f"{rows} rows of {vocabulary} logits × 4 B"))
@@ -285,6 +288,7 @@ def _add_compute(
     shape: Shape,
     settings: Settings,
     devices: list[Where],
+    adapters: Sequence[GgufHeader],
     parts: list[Part],
     unknown: list[str],
 ) -> None:
@@ -292,7 +296,7 @@ def _add_compute(
         unknown.append("the compute buffer of an embedding server has no formula")
         return
     gpus = _gpus(devices)
-    on_host = compute(header, shape, run_of(shape, settings, device=False))
+    on_host = compute(header, shape, run_of(shape, settings, device=False), adapters)
     if isinstance(on_host, NoFormula):
         unknown.append(on_host.reason)
         return
@@ -300,7 +304,7 @@ def _add_compute(
     if not gpus:
         parts.append(Part("compute", on_host.bytes, HOST, text))
         return
-    on_gpu = compute(header, shape, run_of(shape, settings, device=True))
+    on_gpu = compute(header, shape, run_of(shape, settings, device=True), adapters)
     assert isinstance(on_gpu, Compute), on_gpu  # the device takes no part in whether there is a formula
     partly = any(device == HOST for device in devices) or bool(settings.cpu_moe) or not settings.kv_offload
     width = 4 * shape.embedding * settings.batch_tokens

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llmsupervisor.plan.gguf import GgufHeader
@@ -21,12 +21,14 @@ class Compute:
     inputs: int
 
 
-def compute(header: GgufHeader, shape: Shape, run: Run) -> Compute | NoFormula:
+def compute(header: GgufHeader, shape: Shape, run: Run, adapters: Sequence[GgufHeader] = ()) -> Compute | NoFormula:
     """The compute buffer of the reserved prompt graph on one backend (llama.cpp's `compute buffer size`)."""
     build = BUILDERS.get(shape.architecture)
     if build is None or (shape.architecture == "lfm2" and shape.window):
         return NoFormula(f"no formula for the compute buffer of architecture {shape.architecture!r}")
-    builder = Builder(header, shape, run)
+    if adapters and any(tensor.name.startswith("token_embd.") for adapter in adapters for tensor in adapter.tensors):
+        return NoFormula("no formula for the compute buffer with a LoRA of the embedding")
+    builder = Builder(header, shape, run, adapters)
     if any(used > MAX_EXPERTS_USED for used in builder.experts_used):
         return NoFormula(f"the file says more than {MAX_EXPERTS_USED} experts per token")
     alignment = 128 if run.device else 32

@@ -6,6 +6,7 @@ order of the operations decides what lives at the same time. Which biases and no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -54,20 +55,19 @@ class Attention:
 
 
 class Builder:
-    def __init__(self, header: GgufHeader, shape: Shape, run: Run) -> None:
+    def __init__(self, header: GgufHeader, shape: Shape, run: Run, adapters: Sequence[GgufHeader] = ()) -> None:
         self.graph = Graph()
         self.header = header
         self.shape = shape
         self.run = run
         self.n = run.tokens
         self.names: dict[str, FileTensor] = {t.name: t for t in header.tensors}
+        self.adapters = [{t.name: t.shape[1] for t in one.tensors if len(t.shape) > 1} for one in adapters]
+        """Of each LoRA: matrix → its rows."""
         self.experts_used = header.numbers("expert_used_count", header.n_layers or 0) or ()
 
     def has(self, layer: Layer, name: str) -> bool:
         return f"blk.{layer.index}.{name}" in self.names
-
-    def rows_of(self, layer: Layer, name: str) -> int:
-        return self.names[f"blk.{layer.index}.{name}"].shape[1]
 
     # --- inputs ---
 
@@ -105,8 +105,23 @@ class Builder:
         return self.graph.same(normed) if weight else normed
 
     def linear(self, layer: Layer, name: str, a: Tensor) -> Tensor:
-        found = self.graph.matmul(self.rows_of(layer, f"{name}.weight"), a)
+        found = self.adapted(f"blk.{layer.index}.{name}.weight", a)
         return self.graph.same(found) if self.has(layer, f"{name}.bias") else found
+
+    def adapted(self, name: str, a: Tensor, *chosen: Tensor) -> Tensor:
+        """`build_lora_mm`, and of experts `build_lora_mm_id`."""
+        g = self.graph
+        found = self.product(self.names[name].shape[1], a, *chosen)
+        for ranks in self.adapters:
+            if (rank := ranks.get(f"{name}.lora_a")) and (rows := ranks.get(f"{name}.lora_b")):
+                found = g.same(found, g.same(self.product(rows, self.product(rank, a, *chosen), *chosen)))
+        return found
+
+    def product(self, rows: int, a: Tensor, *chosen: Tensor) -> Tensor:
+        if not chosen:
+            return self.graph.matmul(rows, a)
+        used, n = chosen[0].dims[:2]
+        return self.graph.new((rows, used, n), a, *chosen)
 
     def qkv(self, layer: Layer, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         g, n = self.graph, self.n
@@ -216,7 +231,7 @@ class Builder:
         wide = g.reshape(a, self.shape.embedding, 1, n)
 
         def of_experts(name: str, source: Tensor) -> Tensor:
-            made = g.new((self.rows_of(layer, f"{name}.weight"), used, n), source, chosen)
+            made = self.adapted(f"blk.{layer.index}.{name}.weight", source, chosen)
             return g.same(made, chosen) if self.has(layer, f"{name}.bias") else made
 
         if self.has(layer, "ffn_gate_up_exps.weight"):
@@ -254,7 +269,7 @@ class Builder:
         normed = self.rms(a)
         normed.output = True
         table = self.names.get("output.weight") or self.names.get("token_embd.weight")
-        logits = g.matmul(table.shape[1] if table and len(table.shape) > 1 else 0, normed)
+        logits = self.adapted(table.name, normed) if table and len(table.shape) > 1 else g.matmul(0, normed)
         if capped:
             logits = g.same(g.same(g.same(logits)))
         logits.output = True

@@ -66,6 +66,19 @@ def weights(header: GgufHeader, devices: Sequence[Where], skipped_from: int, cpu
     return found
 
 
+def adapter_weights(
+    header: GgufHeader, adapters: Sequence[GgufHeader], devices: Sequence[Where], cpu_moe: int
+) -> dict[Where, int]:
+    """Bytes of LoRA files: each matrix lies where the one that it changes does."""
+    found: dict[Where, int] = {}
+    for tensor in (tensor for adapter in adapters for tensor in adapter.tensors):
+        changed = header.tensor(tensor.name.rpartition(".lora_")[0])
+        if changed is not None and (changed.layer is None or changed.layer < len(devices) - 1):
+            where = _places(header, changed, devices, cpu_moe)[0]
+            found[where] = found.get(where, 0) + _bytes_on(tensor, where)
+    return found
+
+
 def _places(header: GgufHeader, tensor: Tensor, devices: Sequence[Where], cpu_moe: int) -> Sequence[Where]:
     if tensor.layer is not None:
         if tensor.layer < cpu_moe and _EXPERTS.match(tensor.name):

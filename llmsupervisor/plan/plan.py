@@ -16,6 +16,7 @@ from llmsupervisor.plan.measure import beside, capacity, need, sums
 from llmsupervisor.plan.measure_vllm import pool_bytes
 from llmsupervisor.plan.place import gpu_words, place
 from llmsupervisor.plan.ports import assign
+from llmsupervisor.plan.together import Crowded, crowded
 from llmsupervisor.runtime.command import Given, Origin
 from llmsupervisor.runtime.definition import Definition
 from llmsupervisor.runtime.render import problems, render
@@ -48,8 +49,17 @@ def plan(
             _left(services, facts),
         )
     made = beside([services[name] for name in spec.services if name in services])
-    crowded = gate.crowded(made, facts)
-    return Plan({p.name: replace(p, warnings=(*p.warnings, crowded[p.name])) if p.name in crowded else p for p in made})
+    waits = gate.crowded(made, facts)
+    host = crowded(made, facts)
+    return Plan({one.name: _beside_others(one, waits.get(one.name), host.get(one.name)) for one in made})
+
+
+def _beside_others(plan: ServicePlan, waits: str | None, host: Crowded | None) -> ServicePlan:
+    warnings = [text for text in (waits, host.warning if host else "") if text]
+    refusals = [host.refusal] if host and host.refusal else []
+    if not warnings and not refusals:
+        return plan
+    return replace(plan, warnings=(*plan.warnings, *warnings), refusals=(*plan.refusals, *refusals))
 
 
 def _left(services: Mapping[str, ServicePlan], facts: Facts) -> dict[str, int]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from llmsupervisor.base.ids import Json
 from llmsupervisor.plan.launch import Plan, ServicePlan
 from llmsupervisor.plan.show_memory import memory_lines
+from llmsupervisor.plan.together import lines
 from llmsupervisor.runtime.command import TEMPORARY, EnvVar
 
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
@@ -23,7 +24,8 @@ def quote(word: str) -> str:
 
 def text(plan: Plan) -> str:
     """Every argument and variable on a line of its own, with its origin; then what holds the service back."""
-    return "\n\n".join("\n".join(_service(service)) for service in plan.services.values())
+    services = list(plan.services.values())
+    return "\n\n".join(["\n".join(_service(service)) for service in services] + list(lines(services)))
 
 
 def _service(plan: ServicePlan) -> Iterator[str]:

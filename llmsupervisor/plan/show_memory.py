@@ -19,6 +19,8 @@ def memory_lines(memory: Sums) -> Iterator[str]:
         cells = (text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))
         yield f"    {row[0]:<{widths[0]}}  {'  '.join(cells)}".rstrip()
     for place in memory.places:
+        if place.cache_ram:
+            yield f"    {place.label}: {format_size(place.cache_ram)} more for prompts that it keeps (cache_ram), as they come"
         if place.beside:
             others = ", ".join(f"{name} {format_size(size)}" for name, size in place.beside)
             yield f"    {place.label} beside it: {others}"

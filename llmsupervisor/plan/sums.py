@@ -45,6 +45,10 @@ class Place:
     known: int = 0
     """What it takes at least."""
     total: int | None = None
+    cache_ram: int = 0
+    """What the prompts that it keeps may take beside that, later."""
+    mapped: int = 0
+    """Of its weights, what the engine reads from the file again where there is no room."""
 
     @property
     def told(self) -> tuple[tuple[str, int | None], ...]:
@@ -95,7 +99,7 @@ class Sums:
         return next((place for place in self.places if place.gpu == gpu), None)
 
     def need(self, gpu: str | None) -> int | None:
-        """Bytes there; None: not all of it is known."""
+        """Bytes there, without prompts that are kept; None: not all of it is known."""
         place = self.at(gpu)
         return None if place is None else place.total
 
@@ -138,6 +142,7 @@ def _place(place: Place) -> dict[str, Json]:
         **{kind: getattr(place, kind) for kind in KINDS},
         "known": place.known,
         "total": place.total,
+        "cache_ram": place.cache_ram,
         "budget": place.budget,
         "free": place.free,
         "beside": [{"service": name, "total": total} for name, total in place.beside],

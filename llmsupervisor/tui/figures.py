@@ -113,6 +113,8 @@ def budget(memory: Mapping[str, Any] | None) -> list[Line]:
         parts = "  ".join(f"{name} {format_size(place.get(key))}" for name, key in _PARTS)
         total = place.get("total")
         whole = format_size(total) if total is not None else f"at least {format_size(place.get('known'))}"
+        if kept := place.get("cache_ram"):
+            parts += f"  and {format_size(kept)} for prompts"
         found.append(_row(place["label"][:_TITLE], f"{whole} of {format_size(place.get('budget'))}: {parts}"))
     most = memory.get("most")
     if most:

@@ -334,3 +334,13 @@ def mamba2(
         tensors[b + "ssm_norm.weight"] = ((inner // groups, groups), Type.F32)
         tensors[b + "ssm_out.weight"] = ((inner, embd), Type.Q8_0)
     return Model("mamba2", said, tensors, vocabulary)
+
+
+def lora(model: Model, rank: int, *names: str) -> Model:
+    """Of the matrices whose names hold one of `names`, as `convert_lora_to_gguf.py` writes them."""
+    tensors: dict[str, tuple[Sequence[int], Type]] = {}
+    for name, (dims, _) in model.tensors.items():
+        if len(dims) > 1 and any(part in name for part in names):
+            tensors[f"{name}.lora_a"] = ((dims[0], rank, *dims[2:]), Type.F32)
+            tensors[f"{name}.lora_b"] = ((rank, *dims[1:]), Type.F32)
+    return Model(model.architecture, {}, tensors, 1)

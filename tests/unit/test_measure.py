@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.gguf_files import Type, decoder, deepseek2, header, mamba2
+from support.gguf_files import Type, decoder, deepseek2, header, lora, mamba2
 from support.planned import CARD, GIB, OTHER, A, B, at, box, llama, llama_8b, one, sums
 
 from llmsupervisor.base.units import format_size
@@ -86,6 +86,16 @@ def test_weights_alone_do_not_keep_a_service_off_the_host() -> None:
     assert sums(slow).fits is False and not slow.refusals
     (text,) = told(one(llama(gpus=[]), gpus=(), memory=2 * GIB))
     assert "on host, and may take 2.0 GiB (all that there is)" in text
+
+
+def test_lora_is_counted_once_its_header_was_read() -> None:
+    model = decoder(layers=32, embd=4096, ff=14336, heads=32, heads_kv=8, vocabulary=128256, weights=Type.Q8_0)
+    known = {"/m/8b.gguf": llama_8b(), "/m/lora.gguf": header(lora(model, 64, "attn_", "ffn_"))}
+    chat = one(llama(lora=["/m/lora.gguf"]), ggufs=known)
+    (size,) = [part.bytes for part in sums(chat).parts if part.name == "LoRA weights"]
+    assert size == 64 * 4 * 32 * (4 * 4096 + 2 * (4096 + 1024) + 3 * (4096 + 14336)), "as many as 8B have at rank 64"
+    unread = one(llama(lora=["/m/lora.gguf"]))
+    assert at(unread, A).weights is None and "lora: the header of /m/lora.gguf was not read" in sums(unread).unknown[0]
 
 
 def test_the_driver_keeps_some() -> None:
