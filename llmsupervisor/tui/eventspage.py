@@ -53,8 +53,8 @@ class EventsPage(ListPage):
         if self._made_of != (happened.version, self.words):
             self._made_of = (happened.version, self.words)
             wanted = self.words.lower().split()
-            self.rows = [e for e in reversed(happened.events) if all(w in _text(e, now).lower() for w in wanted)]
-        title: Line = [Span("EVENTS ", "bold"), Span(f"{len(self.rows)} of {len(happened.events)}")]
+            self.rows = [e for e in reversed(happened.items) if all(w in _text(e, now).lower() for w in wanted)]
+        title: Line = [Span("EVENTS ", "bold"), Span(f"{len(self.rows)} of {len(happened.items)}")]
         if self.words:
             title.append(Span(printable(f"  filter {self.words}"), "warn"))
         if happened.trouble:
@@ -68,16 +68,14 @@ class EventsPage(ListPage):
                 text = text_of(line)
                 line = [Span(text + " " * (room - width(text)), "cursor")]
             lines.append(line)
-        self.put(
-            "rows", lines or [[Span("nothing happened that matches" if self.words else "no event is known", "dim")]]
-        )
+        self.put("rows", lines or [[Span(_nothing(happened.complete, self.words), "dim")]])
         most = 2 if self.short else max(self.room.height // 3, 3)
         names = [service["name"] for service in self.services][:most]
         window_s = timeline.WINDOWS[self._window]
         drawn_of = (happened.version, names, room, window_s, now * room // window_s)
         if drawn_of != self._drawn_of:
             self._drawn_of = drawn_of
-            self.put("live", timeline.rows(happened.events, names, now, window_s, room))
+            self.put("live", timeline.rows(happened.items, names, now, window_s, room))
         self.put("legend", [clip([Span(timeline.LEGEND, "dim")], room)])
 
     def copied(self) -> tuple[str, Any]:
@@ -94,6 +92,12 @@ class EventsPage(ListPage):
     def action_zoom(self, by: int) -> None:
         self._window = min(max(self._window + by, 0), len(timeline.WINDOWS) - 1)
         self.tick()
+
+
+def _nothing(complete: bool, words: str) -> str:
+    if not complete:
+        return "reading what happened …"
+    return "nothing happened that matches" if words else "no event is known"
 
 
 def _text(event: Event, now: float) -> str:

@@ -32,7 +32,7 @@ class Reader(threading.Thread):
         self._find_socket = find_socket
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._ended = False
+        self._ended = self._fresh = False
         self._client: Client | None = None
 
     def close(self) -> None:
@@ -74,7 +74,8 @@ class Reader(threading.Thread):
 
     def _progressed(self) -> bool:
         """Whether this connection brought anything; asked once after it."""
-        raise NotImplementedError
+        fresh, self._fresh = self._fresh, False
+        return fresh
 
 
 class Picture(NamedTuple):
@@ -92,7 +93,6 @@ class StatusFeed(Reader):
     def __init__(self, find_socket: FindSocket, interval: float) -> None:
         super().__init__(find_socket, "status")
         self.picture = Picture(interval=interval)
-        self._fresh = False
 
     def _read(self, client: Client) -> None:
         interval = self.picture.interval
@@ -103,10 +103,6 @@ class StatusFeed(Reader):
 
     def _failed(self, why: str) -> None:
         self.picture = self.picture._replace(lost=why)
-
-    def _progressed(self) -> bool:
-        fresh, self._fresh = self._fresh, False
-        return fresh
 
 
 class News(NamedTuple):
@@ -129,7 +125,6 @@ class LogFeed(Reader):
         self._lines: deque[tuple[str, bool]] = deque(maxlen=10 * LOG_LINES)
         self._anew = False
         self._trouble = ""
-        self._fresh = False
 
     def select(self, service: str | None, previous: bool = False) -> None:
         """`previous`: also what earlier starts wrote."""
@@ -175,7 +170,3 @@ class LogFeed(Reader):
         with self._lock:
             if not self._wake.is_set():
                 self._trouble = why
-
-    def _progressed(self) -> bool:
-        fresh, self._fresh = self._fresh, False
-        return fresh

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 from llmsupervisor.tui import trend
 from llmsupervisor.tui.asked import EVERY, Asked
-from llmsupervisor.tui.eventfeed import EventFeed
 from llmsupervisor.tui.feed import FindSocket, LogFeed, Picture, StatusFeed
+from llmsupervisor.tui.listfeed import ListFeed
 from llmsupervisor.tui.livefeed import LiveFeed
 from llmsupervisor.tui.orders import Orders
 from llmsupervisor.tui.planfeed import PlanFeed
-from llmsupervisor.tui.requestfeed import RequestFeed
+
+if TYPE_CHECKING:
+    from llmsupervisor.link.messages import Event, RequestRecord
 
 LONG = 5000
 """Lines that the page of a log asks for at the begin."""
+REQUESTS, EVENTS = 10_000, 5000
+"""Kept here."""
 
 
 class Feeds:
@@ -35,9 +42,9 @@ class Feeds:
         self._statuses = StatusFeed(find, interval)
         self.logs = LogFeed(find)
         self.long_log = LogFeed(find, LONG)
-        self.requests = RequestFeed(find)
+        self.requests: ListFeed[RequestRecord] = ListFeed(find, "requests", itemgetter("id"), REQUESTS)
         self.live = LiveFeed(find)
-        self.events = EventFeed(find)
+        self.events: ListFeed[Event] = ListFeed(find, "events", partial(json.dumps, sort_keys=True), EVENTS)
         self.plans = PlanFeed(find)
         self.orders = Orders(find)
         self._asked: dict[str, tuple[str, Asked]] = {}

@@ -60,10 +60,10 @@ class RequestList(ListPage):
         made_of = (kept.version, self._sort, self.words)
         if made_of != self._made_of:
             self._made_of = made_of
-            self.rows = requestview.ordered(kept.records, self._sort, self.words)
-        summary = [clip(requestview.summary(kept.records, self.services, now), room)]
+            self.rows = requestview.ordered(kept.items, self._sort, self.words)
+        summary = [clip(requestview.summary(kept.items, self.services, now), room)]
         if not self.short:
-            found = f"{len(self.rows)} of {len(kept.records)}  sort {self._sort}"
+            found = f"{len(self.rows)} of {len(kept.items)}  sort {self._sort}"
             filtered = printable(f"  filter {self.words}" if self.words else "")
             summary.append(clip([Span("REQUESTS ", "bold"), Span(found), Span(filtered, "warn")], room))
         self.put("summary", summary)
@@ -111,7 +111,7 @@ class RequestPage(TextPage):
         return self._records[self._at]["service"]
 
     def lines(self, room: int) -> list[Line]:
-        known = self._feeds.requests.kept().records
+        known = self._feeds.requests.kept().items
         return requestdetail.lines(self._records[self._at], known, self.service, room, self.picture.wall)
 
     def copied(self) -> tuple[str, Any]:

@@ -30,7 +30,7 @@ class ServicePage(TextPage):
         parts = [
             trend.lines(self._feeds.trend(name), name, room, self._paint.ascii),
             serviceview.processes(self._feeds.processes(name), now),
-            serviceview.starts(self._feeds.events.kept().events, name, now),
+            serviceview.starts(self._feeds.events.kept().items, name, now),
         ]
         return serviceview.lines(service, plan, trouble, room, now, parts)
 
