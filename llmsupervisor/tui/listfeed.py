@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -29,8 +28,7 @@ class ListFeed(Reader, Generic[Item]):
         """`key`: by which what is told twice is known again; `most`: older ones are dropped."""
         super().__init__(find_socket, call)
         self._call, self._key, self._most = call, key, most
-        self._items: deque[Item] = deque()
-        self._keys: set[Hashable] = set()
+        self._items: dict[Hashable, Item] = {}
         self._kept: Kept[Item] = Kept([], 0, False, "")
         self._version = 1
         self._complete = False
@@ -45,8 +43,12 @@ class ListFeed(Reader, Generic[Item]):
         """The same object as long as nothing changed."""
         with self._lock:
             if self._kept.version != self._version:
-                self._kept = Kept(list(self._items), self._version, self._complete, self._trouble)
+                self._kept = Kept(list(self._items.values()), self._version, self._complete, self._trouble)
             return self._kept
+
+    def find(self, key: Hashable) -> Item | None:
+        with self._lock:
+            return self._items.get(key)
 
     def _read(self, client: Client) -> None:
         for item in client.stream(self._call, timeout=60.0, lines=FIRST, follow=False):
@@ -60,12 +62,11 @@ class ListFeed(Reader, Generic[Item]):
         self._fresh = True
         key = self._key(item)
         with self._lock:
-            if key in self._keys:
+            if key in self._items:
                 return
             if len(self._items) == self._most:
-                self._keys.discard(self._key(self._items.popleft()))
-            self._items.append(item)
-            self._keys.add(key)
+                del self._items[next(iter(self._items))]
+            self._items[key] = item
             self._version += 1
 
     def _failed(self, why: str) -> None:

@@ -37,11 +37,13 @@ class ListPage(Page):
 
     def __init__(self, feeds: Feeds, paint: Paint, service: str | None = None) -> None:
         super().__init__(feeds, paint, service)
+        self.above: list[Any] = []
+        """Rows in a window of their own, above the others."""
         self.rows: list[Any] = []
         self.words = ""
         self._key: str | None = None
-        """Of the selected row; None: the first, whichever that is."""
-        self._first = 0
+        """Of the selected row; None: the first of `rows`, whichever that is."""
+        self._first = self._first_above = 0
 
     def key_of(self, row: Any) -> str:
         raise NotImplementedError
@@ -61,26 +63,43 @@ class ListPage(Page):
         self.query_one(Input).disabled = True
 
     @property
+    def everything(self) -> list[Any]:
+        return [*self.above, *self.rows]
+
+    @property
     def at(self) -> int:
+        """Place of the selected one in `everything`."""
+        first = len(self.above) if self.rows else 0
         if self._key is None:
-            return 0
-        return next((n for n, row in enumerate(self.rows) if self.key_of(row) == self._key), 0)
+            return first
+        return next((n for n, row in enumerate(self.everything) if self.key_of(row) == self._key), first)
+
+    @property
+    def one(self) -> Any:
+        """The selected one; None: there is no row."""
+        return everything[self.at] if (everything := self.everything) else None
 
     def window(self, titles: int = 1) -> tuple[list[Any], int]:
         """The rows that there is room for under so many lines of titles, and which of them is selected."""
         height = max(self.query_one("#rows", Static).size.height - titles, 1)
-        at = self.at
-        self._first = first_row(len(self.rows), at, self._first, height)
+        at = self.at - len(self.above)
+        self._first = first_row(len(self.rows), max(at, 0), self._first, height)
         return self.rows[self._first : self._first + height], at - self._first
+
+    def window_above(self, height: int) -> tuple[int, int]:
+        """The first of `above` that is seen, and the place of the selected one: past their end where it is none of them."""
+        at, count = self.at, len(self.above)
+        self._first_above = first_row(count, at, self._first_above, height) if at < count else 0
+        return self._first_above, at
 
     # --- keys ---------------------------------------------------------------------------------------------------
 
     def action_move(self, by: int) -> None:
-        self.action_edge(min(max(self.at + by, 0), len(self.rows) - 1))
+        self.action_edge(min(max(self.at + by, 0), len(self.everything) - 1))
 
-    def action_edge(self, row: int) -> None:
-        if self.rows:
-            self._key = self.key_of(self.rows[row]) if row else None
+    def action_edge(self, place: int) -> None:
+        if everything := self.everything:
+            self._key = None if place == len(self.above) < len(everything) else self.key_of(everything[place])
         self.tick()
 
     def action_filter(self) -> None:

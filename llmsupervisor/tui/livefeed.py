@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +28,11 @@ class Running(NamedTuple):
     """What it has behind it, as far as it was seen."""
     told: float
     """Unix seconds."""
+
+    @property
+    def parts(self) -> list[Phase]:
+        """With the one that lasts, in the order in which they came."""
+        return [*self.past, Phase(self.live["phase"], max(self.told - self.live["phase_since"], 0.0))]
 
 
 class Looks:
@@ -60,40 +66,42 @@ UNSEEN = 0.01
 class LiveFeed(Reader):
     def __init__(self, find_socket: FindSocket) -> None:
         super().__init__(find_socket, "live")
-        self._wanted = False
         self._looks = Looks()
-        self._told = self._since = 0.0
-        self._fresh = False
-
-    def want(self, on: bool) -> None:
-        if on == self._wanted:
-            return
-        self._wanted = on
-        self._since = time.monotonic()
-        if on and self.ident is None:
-            self.start()
-        else:
-            self._interrupt()
+        self._told = self._since = self._asked = -math.inf
+        self._idle = False
 
     def running(self) -> tuple[list[Running] | None, bool]:
-        """None: not known now; and whether it is too early to say why."""
+        """None: not known now; and whether it is too early to say why. The gateway is asked from the first call on,
+        until there was none for some seconds.
+        """
+        now = time.monotonic()
+        if now - self._asked > OLD:
+            self._since = now
+        self._asked = now
+        if self.ident is None:
+            self.start()
+        elif self._idle:
+            self._interrupt()
         with self._lock:
-            now = time.monotonic()
             return list(self._looks.running) if now - self._told < OLD else None, now - self._since < OLD
+
+    @property
+    def _wanted(self) -> bool:
+        return time.monotonic() - self._asked < OLD
 
     def _read(self, client: Client) -> None:
         if not self._wanted:
             client.close()
+            self._idle = True
             self._wake.wait()
+            self._idle = False
             return
         for said in client.stream("live", timeout=None):
             with self._lock:
                 self._looks.look(said["requests"], time.time())
                 self._told, self._fresh = time.monotonic(), True
+            if not self._wanted:
+                return
 
     def _failed(self, why: str) -> None:
         """An old daemon, one that is gone, a gateway that is away: what runs is not known, and shown so."""
-
-    def _progressed(self) -> bool:
-        fresh, self._fresh = self._fresh, False
-        return fresh

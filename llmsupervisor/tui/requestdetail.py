@@ -12,7 +12,7 @@ from llmsupervisor.cli.views import UNKNOWN, Line, Span, clock_time, number, per
 from llmsupervisor.tui import waterfall
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import RequestRecord, Service
+    from llmsupervisor.link.messages import Live, RequestRecord, Service
 
 BLOCK = 2048
 """Bytes of prompt text that one of `hash_ids` is of."""
@@ -23,15 +23,15 @@ def lines(
     record: RequestRecord, others: Sequence[RequestRecord], service: Service | None, room: int, now: float
 ) -> list[Line]:
     """`others`: all that are known, oldest first; `service`: the one that answered, as it is now."""
-    who = _who(record, now, room)
-    narrow = len(who) > 2
+    asker = who(record, record["time"], now, room)
+    narrow = len(asker) > 2
     return [
         *_head(record, room),
-        *([] if narrow else [*who, []]),
+        *([] if narrow else [*asker, []]),
         [Span(waterfall.axis(record["total_ms"], room), "dim")],
         waterfall.bar(record, record["total_ms"], room),
         *_parts(record, room),
-        *(who if narrow else []),
+        *(asker if narrow else []),
         [],
         *_firsts(record),
         *_context(record, service),
@@ -51,15 +51,15 @@ def _head(record: RequestRecord, room: int) -> list[Line]:
     return [[*name, Span("  "), *end]] if width(text_of([*name, *end])) + 2 <= room else [name, end]
 
 
-def _who(record: RequestRecord, now: float, room: int) -> list[Line]:
+def who(request: RequestRecord | Live, came: float, now: float, room: int) -> list[Line]:
     """As few lines as there is room for."""
     words = [
-        record["service"] or UNKNOWN,
-        f"model {record['model'] or UNKNOWN}",
-        f"client {record['client'] or UNKNOWN}",
-        record["api"],
-        "stream" if record["stream"] else "no stream",
-        clock_time(record["time"], now),
+        request["service"] or UNKNOWN,
+        f"model {request['model'] or UNKNOWN}",
+        f"client {request['client'] or UNKNOWN}",
+        request["api"],
+        "stream" if request["stream"] else "no stream",
+        clock_time(came, now),
     ]
     texts = [""]
     for word in map(printable, words):
@@ -122,7 +122,7 @@ def _computed(record: RequestRecord) -> int | None:
     return None if prompt is None or cached is None or cached > prompt else prompt - cached
 
 
-def _titled(title: str, words: str, role: str = "") -> Line:
+def titled(title: str, words: str, role: str = "") -> Line:
     return [Span(f"{title:<{_TITLE}}", "dim"), Span(printable(words), role)]
 
 
@@ -130,23 +130,28 @@ def _firsts(record: RequestRecord) -> list[Line]:
     words = milliseconds(record["ttft_ms"])
     if record["itl_p50_ms"] is not None:
         words += f"   between tokens p50 {milliseconds(record['itl_p50_ms'])} p95 {milliseconds(record['itl_p95_ms'])}"
-    return [_titled("TTFT", words)]
+    return [titled("TTFT", words)]
 
 
 def _context(record: RequestRecord, service: Service | None) -> list[Line]:
     prompt, out = record["prompt_tokens"], record["completion_tokens"]
+    words = f"{number(prompt)} + {number(out)}{filled(prompt, out, service)}"
+    return [titled("CONTEXT", f"{words}   max_tokens {number(record['max_tokens'])}")]
+
+
+def filled(prompt: int | None, out: int | None, service: Service | None) -> str:
+    """Of what the engine got; empty where that is not known."""
     limit = (service["got"] or {}).get("context_length") or service["asked"].get("context_length") if service else None
-    words = f"{number(prompt)} + {number(out)}"
-    if isinstance(limit, int) and limit > 0:
-        share = percent((prompt + out) / limit) if prompt is not None and out is not None else UNKNOWN
-        words += f" of {limit} ({share})"
-    return [_titled("CONTEXT", f"{words}   max_tokens {number(record['max_tokens'])}")]
+    if not isinstance(limit, int) or limit <= 0:
+        return ""
+    share = percent((prompt + out) / limit) if prompt is not None and out is not None else UNKNOWN
+    return f" of {limit} ({share})"
 
 
 def _cache(record: RequestRecord, others: Sequence[RequestRecord]) -> list[Line]:
     prompt, cached = record["prompt_tokens"], record["cached_tokens"]
     share = percent(cached / prompt) if cached is not None and prompt and cached <= prompt else UNKNOWN
-    found = [_titled("CACHE", f"{number(cached)} of {number(prompt)} tokens of the prompt were there ({share})")]
+    found = [titled("CACHE", f"{number(cached)} of {number(prompt)} tokens of the prompt were there ({share})")]
     hashes = record["hash_ids"]
     if hashes:
         before, shared = _ancestor(record, others)
@@ -156,7 +161,7 @@ def _cache(record: RequestRecord, others: Sequence[RequestRecord]) -> list[Line]
         else:
             ago = format_duration(max(record["time"] - before["time"], 0.0))
             text += f", the first {shared} as {before['id']} had them {ago} before"
-        found.append(_titled("", text))
+        found.append(titled("", text))
     return found
 
 
@@ -189,12 +194,12 @@ def _sources(record: RequestRecord) -> list[Line]:
         figure, _, who = name.rpartition("_")
         if who == "gateway" and figure in record:
             ours = f"the gateway measured {value} ms of {figure.removesuffix('_ms')}; the engine's figure is shown"
-            found.append(_titled("DIFFER", ours, "warn"))
+            found.append(titled("DIFFER", ours, "warn"))
         elif who == "engine" and figure in record:
             told = f"the engine told {value} ms of {figure.removesuffix('_ms')}, which cannot be; it is left out"
-            found.append(_titled("DIFFER", told, "warn"))
+            found.append(titled("DIFFER", told, "warn"))
     return found
 
 
 def _rest(record: RequestRecord) -> list[Line]:
-    return [_titled("SESSION", record["session_id"])] if record["session_id"] else []
+    return [titled("SESSION", record["session_id"])] if record["session_id"] else []

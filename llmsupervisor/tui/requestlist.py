@@ -1,4 +1,4 @@
-"""The page of requests, those that run above those that ended, and the page of one of them."""
+"""The page of requests: those that run above those that ended."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from llmsupervisor.base.text import printable
-from llmsupervisor.cli.views import Line, Span, clip, text_of
-from llmsupervisor.tui import liverows, requestdetail, requestview, waterfall
+from llmsupervisor.cli.views import Span, clip, text_of
+from llmsupervisor.tui import liverows, requestview, waterfall
 from llmsupervisor.tui.feeds import Feeds
 from llmsupervisor.tui.listpage import ListPage
+from llmsupervisor.tui.livefeed import Running
 from llmsupervisor.tui.page import SHORT
 from llmsupervisor.tui.paint import Paint
-from llmsupervisor.tui.textpage import TextPage
+from llmsupervisor.tui.requestpage import RequestPage, id_of
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import RequestRecord
+    from llmsupervisor.tui.requestpage import Request
 
 
 class RequestList(ListPage):
@@ -39,21 +40,12 @@ class RequestList(ListPage):
         yield Static(id="rows")
         yield Static(id="legend")
 
-    def key_of(self, row: RequestRecord) -> str:
-        return row["id"]
+    def key_of(self, row: Request) -> str:
+        """One that ends stays selected."""
+        return id_of(row)
 
     def on_mount(self) -> None:
         self._feeds.requests.want()
-        self._feeds.live.want(True)
-
-    def on_screen_resume(self) -> None:
-        self._feeds.live.want(True)
-
-    def on_screen_suspend(self) -> None:
-        self._feeds.live.want(False)
-
-    def on_unmount(self) -> None:
-        self._feeds.live.want(False)
 
     def draw(self) -> None:
         kept, now, room = self._feeds.requests.kept(), self.picture.wall, self.room.width
@@ -67,8 +59,11 @@ class RequestList(ListPage):
             filtered = printable(f"  filter {self.words}" if self.words else "")
             summary.append(clip([Span("REQUESTS ", "bold"), Span(found), Span(filtered, "warn")], room))
         self.put("summary", summary)
-        live = liverows.rows(*self._feeds.live.running(), room, max(self.room.height - SHORT, 2) // 2 + 2)
-        self.put("live", [clip(line, room) for line in live[: 2 if self.short else None]])
+        running, early = self._feeds.live.running()
+        self.above = liverows.ordered(running or (), self.words)
+        most = 1 if self.short else max(self.room.height - SHORT, 2) // 2 + 2
+        live = liverows.rows(None if running is None else self.above, early, room, most, *self.window_above(most))
+        self.put("live", [clip(line, room) for line in live])
         window, at = self.window()
         if window:
             self.put("rows", requestview.table(window, at, room, now))
@@ -77,47 +72,18 @@ class RequestList(ListPage):
         self.put("legend", [clip([Span(waterfall.LEGEND, "dim")], room)])
 
     def copied(self) -> tuple[str, Any]:
-        if not self.rows:
+        one = self.one
+        if one is None:
             return "", None
-        record = self.rows[self.at]
-        titles, row = requestview.table([record], -1, 250, self.picture.wall)
-        return f"{text_of(titles)}\n{text_of(row)}", record
+        if isinstance(one, Running):
+            return text_of(liverows.rows([one], False, 100, 1)[1]).strip(), one.live
+        titles, row = requestview.table([one], -1, 250, self.picture.wall)
+        return f"{text_of(titles)}\n{text_of(row)}", one
 
     def action_open(self) -> None:
-        if self.rows:
-            self.app.push_screen(RequestPage(self._feeds, self._paint, self.rows, self.at))
+        if everything := self.everything:
+            self.app.push_screen(RequestPage(self._feeds, self._paint, everything, self.at))
 
     def action_sort(self) -> None:
         self._sort = requestview.SORTS[(requestview.SORTS.index(self._sort) + 1) % len(requestview.SORTS)]
-        self.tick()
-
-
-class RequestPage(TextPage):
-    NAME = "request"
-    HINTS = ("[ ] above, below", "esc back", "y copy", "i meaning")
-    BINDINGS = [
-        Binding("left_square_bracket", "step(-1)", "the one above in the list"),
-        Binding("right_square_bracket", "step(1)", "the one below in the list"),
-    ]
-
-    def __init__(self, feeds: Feeds, paint: Paint, records: list[RequestRecord], at: int) -> None:
-        """`records`: in the order of the list it was opened from."""
-        super().__init__(feeds, paint)
-        self._records = records
-        self._at = at
-
-    @property
-    def selected(self) -> str | None:
-        return self._records[self._at]["service"]
-
-    def lines(self, room: int) -> list[Line]:
-        known = self._feeds.requests.kept().items
-        return requestdetail.lines(self._records[self._at], known, self.service, room, self.picture.wall)
-
-    def copied(self) -> tuple[str, Any]:
-        return "\n".join(map(text_of, self.lines(100))), self._records[self._at]
-
-    def action_step(self, by: int) -> None:
-        self._at = min(max(self._at + by, 0), len(self._records) - 1)
-        self.to_the_top()
         self.tick()

@@ -28,6 +28,8 @@ class StandIn:
         self.plans: dict[str, Json] = {}
         self.live: list[Json] | None = None
         """None: nobody tells."""
+        self.looking = 0
+        """Clients that are told of them."""
         self.crashes: list[Json] = []
         self.answers: dict[str, Any] = {}
         """Results of calls that are asked for as a whole: `spec`, `advice`, …"""
@@ -111,6 +113,12 @@ class StandIn:
     def happened(self, *events: Json) -> None:
         with self._news:
             self.events.extend(events)
+            self._round += 1
+            self._news.notify_all()
+
+    def runs(self, *live: Json) -> None:
+        with self._news:
+            self.live = list(live)
             self._round += 1
             self._news.notify_all()
 
@@ -214,12 +222,16 @@ class StandIn:
                 self._wait(0.1)
 
     def _look(self, peer: socket.socket, number: int) -> None:
-        while True:
-            with self._news:
-                live = None if self._silent else self.live
-            if live is not None:
-                peer.sendall(encode({"id": number, "item": {"requests": live}}))
-            self._wait(0.1)
+        self.looking += 1
+        try:
+            while True:
+                with self._news:
+                    live = None if self._silent else self.live
+                if live is not None:
+                    peer.sendall(encode({"id": number, "item": {"requests": live}}))
+                self._wait(0.1)
+        finally:
+            self.looking -= 1
 
     def _wait(self, timeout: float) -> None:
         with self._news:

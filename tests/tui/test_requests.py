@@ -14,7 +14,7 @@ from tui.samples import live, record, service
 from tui.stand_in import StandIn
 
 from llmsupervisor.cli.views import text_of
-from llmsupervisor.tui import liverows, requestdetail, requestview, waterfall
+from llmsupervisor.tui import livedetail, liverows, requestdetail, requestview, waterfall
 from llmsupervisor.tui.listpage import first_row
 from llmsupervisor.tui.livefeed import Looks, Running
 
@@ -199,26 +199,78 @@ def test_rows_of_those_that_run(room: int) -> None:
     lines = [text_of(line) for line in liverows.rows(told, False, room, 10)]
     assert "2 run, 0 wait" in lines[0] and all(len(line) <= room for line in lines[1:])
     assert any("prefill 71%" in line and "#" in line for line in lines) and any("decode 20/s" in line for line in lines)
-    assert "1 oldest" in text_of(liverows.rows(told, False, room, 1)[0])
+    assert "1 to 1" in text_of(liverows.rows(told, False, room, 1)[0])
     assert "nobody tells" in text_of(liverows.rows(None, False, room, 1)[0])
 
 
-def test_the_gateway_is_asked_only_while_the_page_is_seen(stand_in: StandIn) -> None:
+def test_the_gateway_is_asked_only_while_somebody_looks(stand_in: StandIn) -> None:
     stand_in.live = [live("a", "decode", time.time() - 3, time.time() - 2, tokens=40)]
 
     async def play(pilot: Pilot[None]) -> None:
-        assert "live" not in stand_in.asked
+        assert stand_in.looking == 0
         await pilot.press("2")
         await until(pilot, lambda s: "LIVE 1 run, 0 wait" in s and ">>>" in s, "the one that runs")
-        await pilot.press("1")
-        await until(pilot, lambda s: "LOG chat" in s, "the overview")
-        stand_in.asked.clear()
-        await pilot.pause(0.5)
-        assert "live" not in stand_in.asked
+        await pilot.press("5")
+        await until(pilot, lambda s: "EVENTS" in s and stand_in.looking == 0, "nobody asks any more")
         await pilot.press("2")
-        await until(pilot, lambda s: "LIVE 1 run" in s and "live" in stand_in.asked, "asked again")
+        await until(pilot, lambda s: "LIVE 1 run" in s and stand_in.looking == 1, "asked again")
 
     drive(stand_in, (80, 24), play)
+
+
+def test_one_that_runs_is_opened_and_becomes_its_record(stand_in: StandIn) -> None:
+    came = time.time() - 40
+    stand_in.ended(record("old", model="ended"))
+    stand_in.runs(live("01A", "prefill", came, came + 4, prompt_done=150), live("01B", "queue", came + 20, came + 20))
+
+    async def play(pilot: Pilot[None]) -> None:
+        await pilot.press("2")
+        await until(pilot, lambda s: "LIVE 1 run, 1 wait" in s and "1 of 1" in s, "both kinds")
+        await pilot.press("up", "up", "enter")
+        shown = await until(pilot, lambda s: "REQUEST 01A" in s, "the oldest that runs")
+        assert "prefill so far" in shown and "150 of 600 tokens (25%)" in shown and "unknown" in shown
+        assert "600 + ~0 of 2048 (29%)" in shown and "model chat  client alice" in shown
+        stand_in.runs(live("01A", "decode", came, came + 30, tokens=77))
+        shown = await until(pilot, lambda s: "decode so far" in s and "~77 tokens" in s, "the same one, later")
+        assert "#" in shown and ">>" in shown, "what it has behind it stays"
+        stand_in.runs()
+        await until(pilot, lambda s: "its record is not there yet" in s and "01A" in s, "it ended")
+        stand_in.ended(record("01A", time=came, total_ms=31000.0, prefill_ms=26000.0))
+        await until(pilot, lambda s: "REQUEST 01A  200 stop" in s and "26 000.0 ms" in s, "its record")
+        await pilot.press("escape")
+        shown = await until(pilot, lambda s: "2 of 2" in s, "the list")
+        [row] = [line for line in shown.splitlines() if line.startswith(">")]
+        assert "31.0s" in row or "##" in row, "the one that was opened stays under the cursor"
+        await pilot.press("down")
+        await until(pilot, lambda s: any(r.startswith(">") and "ended" in r for r in s.splitlines()), "the next row")
+
+    drive(stand_in, (80, 24), play)
+
+
+def test_the_cursor_goes_over_more_that_run_than_there_are_rows_for(stand_in: StandIn) -> None:
+    now = time.time()
+    stand_in.runs(*(live(f"{n}", "decode", now - 60 + n, now - 50 + n, model=f"model-{n}") for n in range(30)))
+
+    async def play(pilot: Pilot[None]) -> None:
+        await pilot.press("2")
+        await until(pilot, lambda s: "1 to 5, the oldest first" in s and "model-0" in s, "the first of them")
+        await pilot.press("end")
+        await until(pilot, lambda s: "26 to 30" in s and ">model-29" in s, "the last")
+        await pilot.press("slash", *"model-17", "enter")
+        await until(pilot, lambda s: ">model-17" in s and "model-29" not in s, "those with the words")
+        await pilot.press("enter")
+        await until(pilot, lambda s: "REQUEST 17" in s, "its page")
+
+    drive(stand_in, (80, 24), play)
+
+
+def test_a_live_request_of_which_little_is_known() -> None:
+    [one] = running((NOW + 1, live("a", "count", NOW, NOW, service=None, client=None, prompt_tokens=None)))
+    shown = "\n".join(map(text_of, livedetail.lines(one, "", None, 78, NOW + 1)))
+    assert "–  model chat  client –" in shown and "CONTEXT  – + ~0" in shown and "counted" in shown
+    narrow = livedetail.lines(one, "", None, 38, NOW + 1)
+    assert all(len(text_of(line)) <= 38 for line in narrow[:4])
+    assert "nobody tells" in livedetail.doubt(one, None) and livedetail.doubt(one, [one]) == ""
 
 
 # --- the pages ------------------------------------------------------------------------------------------------------
