@@ -12,16 +12,28 @@ from llmsupervisor.plan.launch import ServicePlan
 from llmsupervisor.plan.measured import ALL, Estimate
 from llmsupervisor.plan.memory import Memory, Refused, Settings, estimate, kv_bytes_per_token, projector
 from llmsupervisor.plan.memory import Part as Line
+from llmsupervisor.plan.memory_overrides import Unreadable, read
 from llmsupervisor.plan.memory_place import HOST
 from llmsupervisor.plan.memory_shape import NoFormula, shape_of
-from llmsupervisor.plan.rules.rule import number, said, value
+from llmsupervisor.plan.rules.rule import number, said, value, variable
 from llmsupervisor.plan.sums import Kind, Part
 
 MIB = 1024 * 1024
 CACHE_RAM = 8192
 """MiB that llama-server keeps of finished prompts, where nothing says another number."""
-EVERY = 1 << 20
-"""More layers than any model has."""
+OVERRIDES = tuple(f"LLAMA_ARG_{name}" for name in ("OVERRIDE_TENSOR", "CPU_MOE", "N_CPU_MOE", "N_CPU_FFN"))
+DRAFT_OVERRIDES = (
+    "--spec-draft-override-tensor",
+    "-otd",
+    "--override-tensor-draft",
+    "--spec-draft-cpu-moe",
+    "-cmoed",
+    "--cpu-moe-draft",
+    "--spec-draft-n-cpu-moe",
+    "--spec-draft-ncmoe",
+    "-ncmoed",
+    "--n-cpu-moe-draft",
+)
 KEPT = 2048
 _known: dict[tuple[tuple[int, ...], Settings], tuple[tuple[GgufHeader, ...], Memory | Refused]] = {}
 
@@ -101,6 +113,8 @@ def _with(
     if name == "mmproj":
         where = 0 if settings.gpus and not said(plan, "--no-mmproj-offload") else HOST
         return memory.and_(projector(header, where), name), frozenset(("compute",))
+    if other := said(plan, *DRAFT_OVERRIDES):
+        return replace(memory, unknown=(*memory.unknown, f"no formula for {other}")), ALL
     kinds = [value(plan, f"--spec-draft-type-{which}") or "f16" for which in "kv"]
     layers = value(plan, "--spec-draft-ngl")
     smaller = replace(
@@ -108,7 +122,7 @@ def _with(
         kv_type_k=kinds[0],
         kv_type_v=kinds[1],
         draft_tokens=0,
-        cpu_moe=0,
+        overrides=(),
         gpu_layers=_layers(layers),
     )
     found = memo(header, smaller)
@@ -125,14 +139,15 @@ def settings_of(plan: ServicePlan, cards: Sequence[GpuFact]) -> Settings | str:
         return "the command line does not say --ctx-size and --parallel"
     split = value(plan, "--split-mode", "-sm")
     if len(cards) > 1 and split in ("row", "tensor"):
-        return f'no formula for split = "{split}" over {len(cards)} GPUs'
-    for other in ("--override-tensor", "-ot", "--device", "-dev") if cards else ():
-        if said(plan, other):
-            return f"no formula for {other}"
+        return f'no formula for split = "{split}" over {len(cards)} GPUs (llama.cpp has none either)'
+    if cards and (other := next((name for name in OVERRIDES if variable(plan, name)), "")):
+        return f"no formula for {other}; write its flag into extra_args"
+    overrides = read(plan.words, len(cards)) if cards else ()
+    if isinstance(overrides, Unreadable):
+        return overrides.why
     shares = _shares(plan, cards)
     if split == "none":
         shares = tuple(share if place == 0 else 0.0 for place, share in enumerate(shares))
-    experts = EVERY if said(plan, "--cpu-moe", "-cmoe") else int(number(plan, "--n-cpu-moe", "-ncmoe") or 0)
     return Settings(
         context_length=int(tokens) // int(parallel),
         parallel=int(parallel),
@@ -147,7 +162,7 @@ def settings_of(plan: ServicePlan, cards: Sequence[GpuFact]) -> Settings | str:
         gpus=shares,
         gpu_layers=_layers(value(plan, "--n-gpu-layers", "-ngl")),
         kv_offload=not said(plan, "--no-kv-offload", "-nkvo"),
-        cpu_moe=experts,
+        overrides=overrides,
         gpu_overhead=0,
     )
 

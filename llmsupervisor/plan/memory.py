@@ -14,7 +14,7 @@ from llmsupervisor.plan.ggml_types import BLOCKS, KV_TYPES
 from llmsupervisor.plan.gguf import GgufHeader
 from llmsupervisor.plan.memory_compute import Compute, compute
 from llmsupervisor.plan.memory_graph import Run
-from llmsupervisor.plan.memory_place import HOST, Where, adapter_weights, layer_devices, weights
+from llmsupervisor.plan.memory_place import HOST, Override, Where, adapter_weights, layer_devices, places, weights
 from llmsupervisor.plan.memory_shape import Layer, NoFormula, Shape, shape_of
 
 COPIES = 4
@@ -48,7 +48,7 @@ class Settings:
     gpus: tuple[float, ...] = ()
     gpu_layers: int | None = None
     kv_offload: bool = True
-    cpu_moe: int = 0
+    overrides: tuple[Override, ...] = ()
     gpu_overhead: int | None = None
 
     @property
@@ -145,10 +145,10 @@ def estimate(header: GgufHeader, settings: Settings, adapters: Sequence[GgufHead
     loaded = len(shape.layers)
     parts: list[Part] = []
     unknown: list[str] = []
-    for place, size in weights(header, devices, loaded, settings.cpu_moe).items():
+    for place, size in weights(header, devices, loaded, settings.overrides).items():
         layers = sum(1 for device in devices[:loaded] if device == place)
         parts.append(Part("weights", size, place, f"tensors of {layers} of {loaded} layers" + _also(place, devices)))
-    for place, size in adapter_weights(header, adapters, devices, settings.cpu_moe).items():
+    for place, size in adapter_weights(header, adapters, devices, settings.overrides).items():
         parts.append(Part("LoRA weights", size, place, f"{len(adapters)} LoRA files, beside what they change"))
     parts += _caches(shape, settings, devices)
     _add_compute(header, shape, settings, devices, adapters, parts, unknown)
@@ -306,27 +306,30 @@ def _add_compute(
         return
     on_gpu = compute(header, shape, run_of(shape, settings, device=True), adapters)
     assert isinstance(on_gpu, Compute), on_gpu  # the device takes no part in whether there is a formula
-    partly = any(device == HOST for device in devices) or bool(settings.cpu_moe) or not settings.kv_offload
+    moved = _largest_on_host(header, devices[: len(shape.layers)], settings.overrides)
+    partly = any(device == HOST for device in devices) or bool(moved) or not settings.kv_offload
     width = 4 * shape.embedding * settings.batch_tokens
     host = on_host.bytes if partly else on_host.inputs + 3 * width
     parts.append(Part("compute", host, HOST, text + (", layers on the host" if partly else ", inputs"), exact=False))
-    pipeline = len(gpus) > 1 and not partly
-    staged = _largest_on_host(header, devices, settings.cpu_moe) if partly else 0
+    pipeline = len(gpus) > 1 and not partly and not settings.overrides
     for gpu in gpus:
         size = on_gpu.bytes + (COPIES - 1) * on_gpu.inputs * pipeline
         more = f", inputs {COPIES} times for the pipeline" if pipeline else ""
         parts.append(Part("compute", size, gpu, text + more, exact=False))
-    if staged:
+    if moved:
         parts.append(
-            Part("compute, weights of the host", staged, gpus[0], "the largest tensor, for prompts", exact=False)
+            Part("compute, weights of the host", moved, gpus[0], "the largest tensor, for prompts", exact=False)
         )
 
 
-def _largest_on_host(header: GgufHeader, devices: list[Where], cpu_moe: int) -> int:
-    def on_host(layer: int, name: str) -> bool:
-        return layer < len(devices) and (devices[layer] == HOST or (layer < cpu_moe and "exps" in name))
-
-    sizes = (t.bytes for t in header.tensors if t.layer is not None and on_host(t.layer, t.name))
+def _largest_on_host(header: GgufHeader, devices: Sequence[Where], overrides: Sequence[Override]) -> int:
+    sizes = (
+        tensor.bytes
+        for tensor in header.tensors
+        if tensor.layer is not None
+        and tensor.layer < len(devices)
+        and HOST in places(header, tensor, devices, overrides)
+    )
     return max(sizes, default=0)
 
 

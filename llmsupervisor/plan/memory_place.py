@@ -6,6 +6,7 @@ import re
 import struct
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
@@ -18,9 +19,16 @@ Where = int | Literal["host"]
 HOST: Literal["host"] = "host"
 
 _INPUT = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
-_EXPERTS = re.compile(r"blk\.\d+\.ffn_(up|down|gate|gate_up)_(ch|)exps")
 _ROW_PADDING = 512
 """CUDA pads the last row of a quantised matrix to so many elements."""
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """Tensors whose names it finds lie there, wherever their layer is."""
+
+    pattern: str
+    where: Where
 
 
 def layer_devices(layers: int, gpu_layers: int | None, split: Sequence[float]) -> list[Where]:
@@ -50,39 +58,49 @@ def _single(value: float) -> float:
     return float(rounded)
 
 
-def weights(header: GgufHeader, devices: Sequence[Where], skipped_from: int, cpu_moe: int) -> dict[Where, int]:
-    """Bytes of the weights on each device. `skipped_from`: layers that are not loaded; `cpu_moe`: of so many layers
-    the experts stay on the host."""
+def weights(
+    header: GgufHeader, devices: Sequence[Where], skipped_from: int, overrides: Sequence[Override] = ()
+) -> dict[Where, int]:
+    """Bytes of the weights on each device. `skipped_from`: layers that are not loaded."""
     found: dict[Where, int] = {}
     output = devices[-1]
     for tensor in header.tensors:
         if tensor.layer is not None and tensor.layer >= min(skipped_from, len(devices) - 1):
             continue
-        for where in _places(header, tensor, devices, cpu_moe):
+        for where in places(header, tensor, devices, overrides):
             found[where] = found.get(where, 0) + _bytes_on(tensor, where)
     table = header.tensor("token_embd.weight")
-    if table is not None and output != HOST and header.tensor("output.weight") is None:
-        found[output] = found.get(output, 0) + _bytes_on(table, output)
+    if table is not None and header.tensor("output.weight") is None:
+        there = _overridden(table, overrides)
+        output = output if there is None else there
+        if output not in places(header, table, devices, overrides):
+            found[output] = found.get(output, 0) + _bytes_on(table, output)
     return found
 
 
 def adapter_weights(
-    header: GgufHeader, adapters: Sequence[GgufHeader], devices: Sequence[Where], cpu_moe: int
+    header: GgufHeader, adapters: Sequence[GgufHeader], devices: Sequence[Where], overrides: Sequence[Override] = ()
 ) -> dict[Where, int]:
     """Bytes of LoRA files: each matrix lies where the one that it changes does."""
     found: dict[Where, int] = {}
     for tensor in (tensor for adapter in adapters for tensor in adapter.tensors):
         changed = header.tensor(tensor.name.rpartition(".lora_")[0])
         if changed is not None and (changed.layer is None or changed.layer < len(devices) - 1):
-            where = _places(header, changed, devices, cpu_moe)[0]
+            where = places(header, changed, devices, overrides)[0]
             found[where] = found.get(where, 0) + _bytes_on(tensor, where)
     return found
 
 
-def _places(header: GgufHeader, tensor: Tensor, devices: Sequence[Where], cpu_moe: int) -> Sequence[Where]:
+def _overridden(tensor: Tensor, overrides: Sequence[Override]) -> Where | None:
+    return next((one.where for one in overrides if re.search(one.pattern, tensor.name)), None)
+
+
+def places(
+    header: GgufHeader, tensor: Tensor, devices: Sequence[Where], overrides: Sequence[Override] = ()
+) -> Sequence[Where]:
+    if (there := _overridden(tensor, overrides)) is not None:
+        return (there,)
     if tensor.layer is not None:
-        if tensor.layer < cpu_moe and _EXPERTS.match(tensor.name):
-            return (HOST,)
         return (devices[tensor.layer],)
     if tensor.name.startswith(_INPUT):
         return (HOST,)

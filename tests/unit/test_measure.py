@@ -122,7 +122,10 @@ def test_what_is_unknown_warns_and_strict_refuses() -> None:
     [
         ({"ggufs": {"/m/8b.gguf": GgufError("truncated", "the file is cut off")}}, "the file is cut off"),
         ({"text": llama(gpus=[0, 1], split="row"), "gpus": (CARD, OTHER)}, 'no formula for split = "row"'),
-        ({"text": llama(extra_args=["--override-tensor", "exps=CPU"])}, "no formula for --override-tensor"),
+        (
+            {"text": llama(extra_args=["--override-tensor", "exps=Vulkan0"])},
+            "no formula for --override-tensor exps=Vulkan0",
+        ),
         (
             {"text": llama(draft="/m/d.gguf"), "ggufs": {"/m/8b.gguf": llama_8b(), "/m/d.gguf": STRANGE}},
             "draft: no form",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from support.gguf_files import Model, Type, decoder, deepseek2, gpt_oss, header, lfm2, lora, mamba2
+from support.gguf_files import Model, Type, decoder, deepseek2, gpt_oss, header, lfm2, mamba2
 
 from llmsupervisor.plan.ggml_types import BLOCKS
 from llmsupervisor.plan.gguf import GgufHeader
@@ -230,14 +230,6 @@ def test_factors_of_the_positions_are_with_every_layer_but_once_a_device() -> No
     assert grown == {("weights", HOST): 128, ("weights", 0): 128}
 
 
-def test_experts_on_the_host() -> None:
-    model = header(decoder("qwen3moe", layers=4, qk_norm=True, experts=8, experts_used=2, ff_exp=512))
-    experts = sum(t.bytes for t in model.tensors if "exps" in t.name and (t.layer or 0) < 3)
-    usual, moved = parts(memory(model, gpus=(1.0,))), parts(memory(model, gpus=(1.0,), cpu_moe=3))
-    assert usual["weights", 0] - moved["weights", 0] == moved["weights", HOST] - usual["weights", HOST] == experts
-    assert ("compute, weights of the host", 0) in moved
-
-
 def test_kv_may_stay_on_the_host() -> None:
     found = parts(memory(llama_8b(), gpus=(1.0,), kv_offload=False))
     assert ("KV cache", HOST) in found and ("KV cache", 0) not in found
@@ -369,30 +361,3 @@ def test_what_is_missing() -> None:
 
 def test_block_sizes_divide() -> None:
     assert all(elements > 0 and size > 0 for elements, size in BLOCKS.values())
-
-
-# --- LoRA ---
-
-
-def test_lora_lies_where_what_it_changes_does() -> None:
-    model = decoder(layers=4, embd=512)
-    base, changes = header(model), header(lora(model, 16, "attn_q", "ffn_down"))
-    each = 16 * 4 * ((512 + 512) + (1536 + 512))
-    on_gpu = estimate(base, Settings(1024, gpus=(1.0,), gpu_layers=3, gpu_overhead=0), (changes,))
-    assert isinstance(on_gpu, Memory)
-    assert (parts(on_gpu)["LoRA weights", 0], parts(on_gpu)["LoRA weights", HOST]) == (2 * each, 2 * each)
-    both = estimate(base, Settings(1024), (changes, changes))
-    assert isinstance(both, Memory) and parts(both)["LoRA weights", HOST] == 8 * each
-    narrow = decoder(ff=64)
-    more = estimate(header(narrow), Settings(1024), (header(lora(narrow, 16, "attn_")),))
-    assert isinstance(more, Memory)
-    assert parts(more)["compute", HOST] > parts(memory(header(narrow), context_length=1024))["compute", HOST]
-    strangers = header(lora(decoder("llama", layers=9), 16, "blk.8."))
-    other = estimate(base, Settings(1024), (strangers,))
-    assert isinstance(other, Memory) and ("LoRA weights", HOST) not in parts(other)
-
-
-def test_lora_of_the_embedding_has_no_formula_for_the_buffer() -> None:
-    model = decoder()
-    found = estimate(header(model), Settings(1024), (header(lora(model, 8, "token_embd")),))
-    assert isinstance(found, Memory) and found.unknown and "LoRA of the embedding" in found.unknown[0]

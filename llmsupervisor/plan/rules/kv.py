@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from llmsupervisor.base.units import format_size
-from llmsupervisor.plan.facts import executable_of
 from llmsupervisor.plan.launch import ServicePlan
 from llmsupervisor.plan.rules.model import folder, latent, read, uncalibrated, wide
-from llmsupervisor.plan.rules.rule import ENGINES, LLAMA, OLLAMA, VLLM, Box, Edit, Hit, count, on_gpu, rule
+from llmsupervisor.plan.rules.rule import ENGINES, LLAMA, OLLAMA, VLLM, Box, Edit, Hit, count, on_gpu, release, rule
 
 BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "float16": 2.0, "bfloat16": 2.0, "auto": 2.0, "q8_0": 34 / 32, "fp8": 1.0}
 """Of one value. `auto` is the model's own type, today nearly always one of 16 bits."""
@@ -36,7 +34,7 @@ def _context(plan: ServicePlan) -> int:
 )
 def odd(plan: ServicePlan, box: Box) -> Iterator[Hit]:
     kind = plan.service.kv_cache_type
-    slow = ("iq4_nl",) if _takes_all(plan, box) else ("q4_1", "q5_0", "q5_1", "iq4_nl")
+    slow = ("iq4_nl",) if (release(plan, box) or (0, 0)) >= (0, 6) else ("q4_1", "q5_0", "q5_1", "iq4_nl")
     if kind in slow and on_gpu(plan):
         yield Hit(
             "kv_cache_type",
@@ -45,13 +43,6 @@ def odd(plan: ServicePlan, box: Box) -> Iterator[Hit]:
             'kv_cache_type = "q8_0" (or "q4_0"); keep it only where this build has GGML_CUDA_FA_ALL_QUANTS',
             {"kv_cache_type": kind, "gpus": list(plan.gpus)},
         )
-
-
-def _takes_all(plan: ServicePlan, box: Box) -> bool:
-    """Builds of before had a plain number for a version."""
-    binary = box.facts.binaries.get(executable_of(plan.service, plan.definition))
-    found = re.match(r"(\d+)\.(\d+)", (binary and binary.version) or "")
-    return found is not None and (int(found[1]), int(found[2])) >= (0, 6)
 
 
 @rule(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from llmsupervisor.plan.launch import ServicePlan
 from llmsupervisor.plan.rules.model import read
-from llmsupervisor.plan.rules.rule import LLAMA, Box, Edit, Hit, number, on_gpu, rule, said, value, without
+from llmsupervisor.plan.rules.rule import LLAMA, Box, Edit, Hit, number, on_gpu, release, rule, said, value, without
 
 EXPOSES = {
     "--tools": "lets models run tools on this box, as the user of the daemon",
@@ -108,4 +108,27 @@ def ubatch_small(plan: ServicePlan, box: Box) -> Iterator[Hit]:
         )
 
 
-RULES = (exposed, one_by_one, checkpoints, ubatch_small)
+@rule(
+    "C109",
+    "split-row",
+    "error",
+    LLAMA,
+    when='`split = "row"` on a GPU, with llama-server 0.6 or later',
+    harm="CUDA has no split buffers any more: the load ends with “does not support split buffers”",
+    effect="the engine starts again",
+    source="llama.cpp build 11434: make_gpu_buft_list of src/llama-model.cpp asks for ggml_backend_split_buffer_type, which "
+    "ggml/src/ggml-cuda/ggml-cuda.cu does not have",
+)
+def split_row(plan: ServicePlan, box: Box) -> Iterator[Hit]:
+    version = release(plan, box)
+    if value(plan, "--split-mode", "-sm") == "row" and on_gpu(plan) and version is not None and version >= (0, 6):
+        yield Hit(
+            "split",
+            f'split = "row": llama-server {version[0]}.{version[1]} ends while it loads, because CUDA has no split buffers',
+            'split = "layer", or "tensor" where the architecture allows it',
+            {"split": plan.service.split, "version": f"{version[0]}.{version[1]}"},
+            (Edit(("split",), "layer"),),
+        )
+
+
+RULES = (split_row, exposed, one_by_one, checkpoints, ubatch_small)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmsupervisor.base.ids import Json
-from llmsupervisor.plan.facts import Facts, GpuFact
+from llmsupervisor.plan.facts import Facts, GpuFact, executable_of
 from llmsupervisor.plan.launch import Plan, ServicePlan
 from llmsupervisor.plan.observed import Seen
 from llmsupervisor.plan.place import gpu_words
@@ -156,6 +156,13 @@ def without(plan: ServicePlan, *flags: str) -> tuple[Edit, ...]:
 def variable(plan: ServicePlan, name: str) -> str | None:
     """Of the environment that the process gets."""
     return next((item.value for item in plan.env if item.name == name), None)
+
+
+def release(plan: ServicePlan, box: Box) -> tuple[int, int] | None:
+    """Of its engine's binary. None: not known, or a plain number, as builds of llama-server had before 0.6."""
+    binary = box.facts.binaries.get(executable_of(plan.service, plan.definition))
+    found = re.match(r"(\d+)\.(\d+)", (binary and binary.version) or "")
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def count(number: int, what: str) -> str:
