@@ -156,7 +156,8 @@ def test_a_restart_waits_for_the_running_stream(box: Box) -> None:
         assert waits.result(30)[0] == 200
     after = box.ready()
     assert after["pid"] != before["pid"] and after["last_exit"]["code"] == 0
-    assert box.post()[0] == 200 and box.running() == 0
+    assert box.post()[0] == 200
+    wait_until(lambda: box.running() == 0, 5, "the engine to be idle")
     assert wait_until(lambda: not box.leases(), 5, "leases zero")
 
 
