@@ -15,6 +15,7 @@ from llmsupervisor.plan.memory import Part as Line
 from llmsupervisor.plan.memory_overrides import Unreadable, read
 from llmsupervisor.plan.memory_place import HOST
 from llmsupervisor.plan.memory_shape import NoFormula, shape_of
+from llmsupervisor.plan.memory_tensor import by_tensors
 from llmsupervisor.plan.rules.rule import number, said, value, variable
 from llmsupervisor.plan.sums import Kind, Part
 
@@ -81,7 +82,7 @@ def memo(header: GgufHeader, settings: Settings, adapters: tuple[GgufHeader, ...
     key = (tuple(map(id, headers)), settings)
     if (known := _known.get(key)) is not None and all(map(is_, known[0], headers)):
         return known[1]
-    found = estimate(header, settings, adapters)
+    found = (by_tensors if settings.tensor else estimate)(header, settings, adapters)
     _known[key] = (headers, found)
     if len(_known) > KEPT:
         _known.clear()
@@ -138,13 +139,16 @@ def settings_of(plan: ServicePlan, cards: Sequence[GpuFact]) -> Settings | str:
     if not tokens or not parallel:
         return "the command line does not say --ctx-size and --parallel"
     split = value(plan, "--split-mode", "-sm")
-    if len(cards) > 1 and split in ("row", "tensor"):
-        return f'no formula for split = "{split}" over {len(cards)} GPUs (llama.cpp has none either)'
+    if len(cards) > 1 and split == "row":
+        return f'no formula for split = "row" over {len(cards)} GPUs'
     if cards and (other := next((name for name in OVERRIDES if variable(plan, name)), "")):
         return f"no formula for {other}; write its flag into extra_args"
     overrides = read(plan.words, len(cards)) if cards else ()
     if isinstance(overrides, Unreadable):
         return overrides.why
+    tensor = len(cards) > 1 and split == "tensor"
+    if tensor and any(one.where != HOST for one in overrides):
+        return 'no formula for --override-tensor to a GPU where split = "tensor"'
     shares = _shares(plan, cards)
     if split == "none":
         shares = tuple(share if place == 0 else 0.0 for place, share in enumerate(shares))
@@ -163,6 +167,7 @@ def settings_of(plan: ServicePlan, cards: Sequence[GpuFact]) -> Settings | str:
         gpu_layers=_layers(value(plan, "--n-gpu-layers", "-ngl")),
         kv_offload=not said(plan, "--no-kv-offload", "-nkvo"),
         overrides=overrides,
+        tensor=tensor,
         gpu_overhead=0,
     )
 

@@ -49,6 +49,8 @@ class Settings:
     gpu_layers: int | None = None
     kv_offload: bool = True
     overrides: tuple[Override, ...] = ()
+    tensor: bool = False
+    """Matrices are split over all GPUs (`memory_tensor.py`)."""
     gpu_overhead: int | None = None
 
     @property

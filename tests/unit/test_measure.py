@@ -122,6 +122,7 @@ def test_what_is_unknown_warns_and_strict_refuses() -> None:
     [
         ({"ggufs": {"/m/8b.gguf": GgufError("truncated", "the file is cut off")}}, "the file is cut off"),
         ({"text": llama(gpus=[0, 1], split="row"), "gpus": (CARD, OTHER)}, 'no formula for split = "row"'),
+        ({"text": llama(gpus=[0, 1], split="tensor"), "gpus": (CARD, OTHER)}, 'no formula where split = "tensor"'),
         (
             {"text": llama(extra_args=["--override-tensor", "exps=Vulkan0"])},
             "no formula for --override-tensor exps=Vulkan0",

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from support.gguf_files import decoder, header, lora
+from support.gguf_files import decoder, header, lfm2, lora, mamba2
 
 from llmsupervisor.plan.gguf import GgufHeader
 from llmsupervisor.plan.memory import Memory, Settings, estimate
 from llmsupervisor.plan.memory_overrides import Unreadable, read
 from llmsupervisor.plan.memory_place import HOST, Override, Where, places
+from llmsupervisor.plan.memory_tensor import UNKNOWN, by_tensors
 
 
 def memory(of: GgufHeader, **settings: object) -> Memory:
@@ -108,6 +109,29 @@ def test_a_tied_table_that_is_moved_is_there_once() -> None:
 )
 def test_what_cannot_be_read_is_not_guessed(text: str) -> None:
     assert isinstance(read(text.split(), 1), Unreadable)
+
+
+# --- split = "tensor" ---
+
+
+def test_matrices_are_shared_and_all_else_is_on_each() -> None:
+    model = header(decoder(layers=4))
+    one = parts(memory(model, gpus=(1.0,), gpu_overhead=0))
+    found = by_tensors(model, Settings(8192, gpus=(1.0, 3.0), gpu_overhead=0, tensor=True))
+    assert isinstance(found, Memory) and found.unknown == (UNKNOWN,)
+    there = parts(found)
+    assert there["KV cache", 0] + there["KV cache", 1] == one["KV cache", 0]
+    assert there["KV cache", 1] == 3 * there["KV cache", 0]
+    norms = 4 * 512 * (2 * 4 + 1)
+    assert there["weights", 0] + there["weights", 1] == one["weights", 0] + norms
+    assert there["weights", HOST] == one["weights", HOST] and ("compute", 0) not in there
+    assert all(not part.exact for part in found.parts if part.where != HOST)
+
+
+def test_what_is_not_split_by_tensors() -> None:
+    for model, says in ((mamba2(), "does not split mamba2"), (lfm2(), "no formula for split")):
+        found = by_tensors(header(model), Settings(8192, gpus=(1.0, 1.0), tensor=True))
+        assert isinstance(found, Memory) and not found.parts and says in found.unknown[0]
 
 
 # --- LoRA ---
