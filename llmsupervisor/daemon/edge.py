@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import os
 import secrets
 import signal
@@ -22,8 +20,9 @@ KEPT = ("PATH", "HOME", "LANG", "PYTHONPATH")
 """Of our environment, for the gateway."""
 
 
-def bind(listen: str) -> socket.socket:
-    """The first address of `HOST:PORT` that can be bound. OSError of the last one where none can."""
+def bind(listen: str, beside: str | None = None) -> socket.socket:
+    """The first address of `HOST:PORT` that can be bound. OSError of the last one where none can. `beside`: where a gateway
+    of ours listens until this one takes over: a port may be that of both."""
     host, _, port = listen.rpartition(":")
     found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     failed: OSError | None = None
@@ -35,8 +34,12 @@ def bind(listen: str) -> socket.socket:
             continue
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if beside is not None and _port(beside) == port:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.bind(address)
             listener.listen(BACKLOG)
+            # Only now, so that a port of somebody else's is an error; whoever binds later needs the option too.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         except OSError as error:
             listener.close()
             failed = error
@@ -45,21 +48,12 @@ def bind(listen: str) -> socket.socket:
     raise failed or OSError(f"no address for {listen}")
 
 
-def in_the_way(old: str, wanted: str, error: OSError) -> bool:
-    """Whoever listens on `old` is why `wanted`, another address of the same port, cannot be bound."""
-    return error.errno == errno.EADDRINUSE and old.rpartition(":")[2] == wanted.rpartition(":")[2]
-
-
-def either(wanted: str, old: str) -> tuple[socket.socket | None, str]:
-    """The one that can be bound: somebody else may hold a part of the new one too. None: neither, for now."""
-    for listen in (wanted, old):
-        with contextlib.suppress(OSError):
-            return bind(listen), listen
-    return None, wanted
+def _port(listen: str) -> str:
+    return listen.rpartition(":")[2]
 
 
 def cannot_listen(listen: str, error: OSError) -> str:
-    owner = tree.port_owner(int(listen.rpartition(":")[2]))
+    owner = tree.port_owner(int(_port(listen)))
     who = f": pid {owner[0]} ({owner[1]}) has it" if owner else ""
     return (
         f"the gateway cannot listen on {listen}: {(error.strerror or str(error)).lower()}{who}; tried again each second"

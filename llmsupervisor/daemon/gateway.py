@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from llmsupervisor.base.errors import LlmsupervisorError
 from llmsupervisor.base.layout import ServiceFolder
 from llmsupervisor.daemon.conditions import Conditions
-from llmsupervisor.daemon.edge import bind, cannot_listen, death, either, in_the_way, launch_of
+from llmsupervisor.daemon.edge import bind, cannot_listen, death, launch_of
 from llmsupervisor.daemon.keys import told
 from llmsupervisor.daemon.live import LiveRequests
 from llmsupervisor.daemon.targets import belongs, endpoint_of, limits_of, targets_of
@@ -69,8 +69,6 @@ class Gateway:
         self._run: spawn.Run | None = None
         self._ending = self._stuck = False
         self.listening: str | None = None
-        self._taken: str | None = None
-        """An address for which the gateway has made way in vain."""
         self.conditions = Conditions(box.clock.wall, self._tell)
         self._link: asyncio.Task[None] | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -137,15 +135,10 @@ class Gateway:
         listener = None
         if wanted is not None:
             try:
-                listener = bind(wanted)
+                listener = bind(wanted, self.listening)
             except OSError as error:
-                old = self.listening
-                if old is None or wanted == self._taken or not in_the_way(old, wanted, error):
-                    self.conditions.set("gateway-listen", cannot_listen(wanted, error))
-                    return
-                await self._stop()
-                listener, found = either(wanted, old)
-                self._taken, wanted = None if found == wanted else wanted, found
+                self.conditions.set("gateway-listen", cannot_listen(wanted, error))
+                return
         try:
             if self._run is not None:
                 await self._stop()

@@ -18,7 +18,7 @@ from llmsupervisor.gateway.fetch import Fetch
 from llmsupervisor.gateway.history import History
 from llmsupervisor.gateway.hub import Hub
 from llmsupervisor.gateway.link import Link
-from llmsupervisor.gateway.listen import inherited
+from llmsupervisor.gateway.listen import inherited, take_last
 from llmsupervisor.gateway.metrics import Metrics
 from llmsupervisor.gateway.reaper import Reaper
 from llmsupervisor.gateway.sweep import Sweep, gauges
@@ -43,16 +43,17 @@ async def serve(sockets: list[socket.socket], records: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await link.start()
-    servers = [
-        await loop.create_server(lambda: Connection(hub, clients), sock=each, backlog=BACKLOG) for each in sockets
-    ]
+    make = lambda: Connection(hub, clients)  # noqa: E731
+    servers = [await loop.create_server(make, sock=each, backlog=BACKLOG) for each in sockets]
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
     tasks = [loop.create_task(link.report()), loop.create_task(sweep.run())]
     await stopping.wait()
-    for server in servers:
+    for server, each in zip(servers, sockets, strict=True):
+        await take_last(each, make)
         server.close()
+    await asyncio.sleep(0)  # whom uvloop has accepted is made known now
     for client in list(clients):
         client.end()
     until = loop.time() + GRACE
@@ -62,10 +63,10 @@ async def serve(sockets: list[socket.socket], records: Path) -> None:
         await asyncio.sleep(0.02)
     board.end()
     await asyncio.sleep(FLUSH)
-    if rest := [exchange.task for exchange in hub.exchanges]:
-        for task in rest:
-            task.cancel()
-        await asyncio.wait(rest)
+    if rest := list(hub.exchanges):
+        for exchange in rest:
+            exchange.stop()
+        await asyncio.wait([exchange.task for exchange in rest])
     for task in tasks:
         task.cancel()
     hub.close()

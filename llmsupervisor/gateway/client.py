@@ -9,7 +9,6 @@ import re
 import socket
 import struct
 from collections import deque
-from dataclasses import dataclass, field
 from typing import cast
 
 import httptools
@@ -20,6 +19,7 @@ from llmsupervisor.gateway.exchange import Arrived, Exchange
 from llmsupervisor.gateway.guard import Headers
 from llmsupervisor.gateway.hub import Hub
 from llmsupervisor.gateway.relay import BUFFER
+from llmsupervisor.gateway.request import Request
 from llmsupervisor.gateway.route import Refusal
 
 HEAD = 64 * 1024
@@ -27,6 +27,8 @@ FIELDS = 100
 """Headers of one request."""
 AHEAD = 100
 """Requests that may come before the one ahead of them is answered."""
+FIRST = 1.0
+"""Seconds that a new connection has for its first request when the gateway ends."""
 LINGER = 1.0
 """Seconds in which a client may read why it was refused before the connection is closed for good."""
 HIGH, LOW = 256 * 1024, 64 * 1024
@@ -37,22 +39,6 @@ H2C = re.compile(rb"[^\r]*(?:\r\n[^\r\n]+)*?\r\n(upgrade):[ \t]*h2c[ \t]*\r\n", 
 """In the head of a request: an offer of HTTP/2, which Java's client makes by default. It may be ignored (RFC 9110, 7.8),
 but the parser would take the body for HTTP/2."""
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
-
-
-@dataclass(slots=True)
-class Request:
-    came: float
-    """When its first byte came, in seconds of the loop's clock."""
-    method: str = ""
-    url: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytearray = field(default_factory=bytearray)
-    version: str = "1.1"
-    keep_alive: bool = True
-
-    @property
-    def path(self) -> str:
-        return self.url.partition(b"?")[0].decode("latin-1")
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -69,6 +55,7 @@ class Connection(asyncio.BufferedProtocol):
         "_hub",
         "_in_head",
         "_kept",
+        "_last",
         "_loop",
         "_parser",
         "_peer",
@@ -101,6 +88,8 @@ class Connection(asyncio.BufferedProtocol):
         self._refusal: Refusal | None = None
         """The end of this connection, after what is waiting."""
         self._ending = False
+        self._last = False
+        """The next request is the last one."""
         self._quiet_since = self._loop.time()
         self._stalled_since: float | None = None
         """Since when an engine, and the next request, wait for it to take an answer."""
@@ -111,13 +100,22 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def busy(self) -> bool:
-        return self._exchange is not None
+        return self._exchange is not None or (self._last and not self._ending)
 
     def end(self) -> None:
-        """No further request; one that runs is answered to its end."""
+        """No further request: one that runs, or comes, is answered to its end. Who has not asked yet has connected to ask."""
         self._waiting = None
+        if self._exchange is None and (self._reading is not None or self._request is None):
+            self._last = True
+            self._loop.call_later(FIRST, self._unasked)
+            return
         self._ending = True
         if self._exchange is None:
+            self._transport.close()
+
+    def _unasked(self) -> None:
+        if self._reading is None and self._request is None and not self._ending:
+            self._ending = True
             self._transport.close()
 
     def check(self, now: float) -> None:
@@ -280,6 +278,7 @@ class Connection(asyncio.BufferedProtocol):
             if self._waiting:
                 request = self._request = self._waiting.popleft()
                 self._body_bytes -= len(request.body)
+                request.keep_alive &= not self._last
                 self._start(request)
                 request.body = bytearray()
             elif self._refusal is not None:

@@ -118,6 +118,11 @@ class Exchange:
         if self._relay is not None:
             self._relay.check(now, silence)
 
+    def stop(self) -> None:
+        """The gateway ends, and waits for nobody any longer."""
+        if self._relay is None or not self._relay.stop():
+            self.task.cancel()
+
     # --- its life -------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
@@ -312,8 +317,8 @@ class Exchange:
             self._client.ended(ending.reusable)
             return
         self.gone, self.error = "engine_exit", ending.text
-        assert self.target is not None
-        self._board.bad(self.target.endpoint, ending.kind)
+        if ending.kind and self.target is not None:
+            self._board.bad(self.target.endpoint, ending.kind)
         if ending.how == "failed":
             self._answer(Refusal(502, ending.text, "upstream_failed"))
         else:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 
 FIRST = 3
 
@@ -20,3 +22,12 @@ def inherited(environ: MutableMapping[str, str]) -> list[socket.socket]:
         os.set_inheritable(fd, False)
         sockets.append(socket.socket(fileno=fd))
     return sockets
+
+
+async def take_last(listener: socket.socket, make: Callable[[], asyncio.BaseProtocol]) -> None:
+    """Accepts whoever is connected already: when the listener is closed next, they would be cut off unheard."""
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            connection, _ = listener.accept()
+            await loop.connect_accepted_socket(make, connection)

@@ -41,7 +41,7 @@ class Ending:
     """The client's connection."""
     reset: bool = False
     kind: str = ""
-    """For the daemon: `connect-refused`, `closed` …"""
+    """For the daemon: `connect-refused`, `closed` … Empty: it was not the engine."""
     text: str = ""
 
 
@@ -117,6 +117,14 @@ class Relay(asyncio.BufferedProtocol):
         which may take long."""
         if self._begun and not self._paused and not self._over and now - self.moved > silence:
             self._died("silent", f"said nothing for {silence:g} s")
+
+    def stop(self) -> bool:
+        """Whether it had begun, and breaks off now: by no fault of the engine."""
+        if self.sent is None:
+            return False
+        if not self._over:
+            self._died("", "was cut off by the gateway, which is ending,")
+        return True
 
     # --- the connection -------------------------------------------------------------------------------------------
 

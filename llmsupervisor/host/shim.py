@@ -471,6 +471,8 @@ class Shim:
         if order is None or order.si_signo == signal.SIGCHLD:
             return
         self.stopping = True
+        while self.listen:  # nobody would ever accept what comes when the last child has closed its own
+            os.close(self.listen.pop())
         if order.si_signo == signal.SIGUSR2:
             self.killing = True
         elif self.main:
