@@ -139,7 +139,7 @@ def test_after_a_killed_shim_its_orphans_are_killed_and_named(box: Box) -> None:
     shell = subprocess.Popen(["sleep", "60"])  # not in the folder
     older = subprocess.Popen(["sleep", "60"], cwd=box.folder.path)
     os.kill(run.shim.pid, signal.SIGKILL)
-    wait_until(lambda: run.main_dead, 5, "the end of main")
+    wait_until(lambda: run.main_dead and run.shim_dead, 20, "the end of main and shim")
     try:
         record = box.folder.facts().run
         record["shim"]["start"] = tree.read_start(older.pid) + 1
@@ -168,7 +168,7 @@ def test_orphans_of_a_killed_shim_are_killed_by_cgroup(box: Box) -> None:
     run = box.start("/bin/sh", "-c", script, cgroup=group)
     orphan = int(box.file("pid"))
     os.kill(run.shim.pid, signal.SIGKILL)
-    wait_until(lambda: run.main_dead, 5, "the end of main")
+    wait_until(lambda: run.main_dead and run.shim_dead, 20, "the end of main and shim")
     found = adopt(box)
     assert found.state == "lost" and [k.pid for k in found.killed] == [orphan] and not found.alive
     wait_until(lambda: not tree.read_stat(orphan) or tree.read_stat(orphan).state == "Z", 5, "the orphan's end")
