@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textual.binding import Binding
 from textual.widget import Widget
@@ -18,6 +18,9 @@ from llmsupervisor.tui.feeds import Feeds
 from llmsupervisor.tui.listpage import ListPage
 from llmsupervisor.tui.paint import Paint
 from llmsupervisor.tui.textpage import TextPage
+
+if TYPE_CHECKING:
+    from llmsupervisor.tui.shown import Shown, Times
 
 EVERY = 30.0
 """Seconds; a week of requests is looked through for it."""
@@ -56,6 +59,15 @@ class AdvicePage(ListPage):
         lines = [adviceview.row(finding, n == at, room) for n, finding in enumerate(window)]
         nothing = "asking …" if said is None and not trouble else "nothing to advise: no rule found anything"
         self.put("rows", lines or [[Span(nothing if not trouble else "", "dim")]])
+
+    def figures(self) -> list[Shown]:
+        from llmsupervisor.tui import shown
+
+        said, _ = self._asked.get()
+        findings = said["findings"] if said else []
+        found = [shown.Shown("ADVICE", f"{len(self.rows)} of {len(findings)}", self._asked.time)]
+        wrong = adviceview.conditions(self.services, findings, self.picture.wall)
+        return found + [shown.Shown("CONDITION", text_of(line), self.picture.wall) for line in wrong]
 
     def copied(self) -> tuple[str, Any]:
         if not self.rows:
@@ -107,6 +119,10 @@ class FindingPage(TextPage):
 
     def copied(self) -> tuple[str, Any]:
         return "\n".join(map(text_of, self.lines(120))), self._finding
+
+    @property
+    def times(self) -> Times:
+        return lambda name: self._staged.time if self._can else None
 
     def action_apply(self) -> None:
         staged, trouble = self._staged.get()

@@ -27,6 +27,8 @@ class Asked:
         self._asking = False
         self._answered = -math.inf
         self._answer: Any = None
+        self.time: float | None = None
+        """Unix seconds of the last answer."""
         self._trouble = ""
 
     def get(self) -> tuple[Any, str]:
@@ -54,4 +56,5 @@ class Asked:
             trouble = str(error)
         with self._lock:
             self._answer, self._trouble = (self._answer if trouble else answer), trouble
+            self.time = self.time if trouble else time.time()
             self._asking, self._answered = False, time.monotonic()

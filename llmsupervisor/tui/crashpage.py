@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textual.widget import Widget
 from textual.widgets import Static
@@ -16,6 +16,9 @@ from llmsupervisor.tui.feeds import Feeds
 from llmsupervisor.tui.listpage import ListPage
 from llmsupervisor.tui.paint import Paint
 from llmsupervisor.tui.textpage import TextPage
+
+if TYPE_CHECKING:
+    from llmsupervisor.tui.shown import Shown, Times
 
 
 class CrashList(ListPage):
@@ -62,6 +65,11 @@ class CrashList(ListPage):
         nothing = trouble or ("asking …" if found is None else "no crash is recorded")
         self.put("rows", lines or [clip([Span(printable(nothing), "warn" if trouble else "dim")], room)])
 
+    def figures(self) -> list[Shown]:
+        from llmsupervisor.tui import shown
+
+        return [shown.Shown("CRASH RECORDS", f"{len(self.rows)}", self._asked.time)]
+
     def copied(self) -> tuple[str, Any]:
         return (_row(self.rows[self.at], self.picture.wall), self.rows[self.at]) if self.rows else ("", None)
 
@@ -84,6 +92,11 @@ class CrashPage(TextPage):
         if not found:
             return [[Span(printable(trouble or "asking …"), "warn" if trouble else "dim")]]
         return crash_lines(found[0], self.picture.wall)
+
+    @property
+    def times(self) -> Times:
+        found, _ = self._asked.get()
+        return lambda name: (found[0].get("exit") or {}).get("time") if found else None
 
     def copied(self) -> tuple[str, Any]:
         found, _ = self._asked.get()

@@ -24,6 +24,7 @@ from llmsupervisor.tui.services import ServiceTable
 
 if TYPE_CHECKING:
     from llmsupervisor.link.messages import Service
+    from llmsupervisor.tui.shown import Shown
 
 TREND = (110, 30)
 """Columns and lines from which on there is room for curves."""
@@ -82,18 +83,31 @@ class Dashboard(Page):
             self.put("alerts", alerts(services, self.room.width))
         self._draw_selected()
 
+    def figures(self) -> list[Shown]:
+        from llmsupervisor.tui import shown
+
+        status, service, now = self.picture.status, self.service, self.picture.wall
+        if status is None:
+            return []
+        found = shown.of_service(service, self.times, now) if service else []
+        found += shown.of_cards(status["gpus"] or [], self.services, self.times)
+        curves = self._curves(service["name"]) if service else []
+        found += shown.titled(self.NAME, curves, lambda name: None)
+        return [*found, shown.Shown("LOG", f"{self.query_one(LogPane).body.line_count} lines")]
+
+    def _curves(self, service: str) -> list[Line]:
+        """Nothing where there is no room for them."""
+        if self.room.width < TREND[0] or self.room.height < TREND[1]:
+            return []
+        cells = self.room.width * 2 // 5 - MARGIN
+        return trend.lines(self._feeds.trend(service), service, cells, self._paint.ascii)
+
     @on(DataTable.RowHighlighted)
     def _draw_selected(self) -> None:
         service = self.service
         lines = views.detail(service, self.picture.wall) if service else []
-        if service and self.room.width >= TREND[0] and self.room.height >= TREND[1]:
-            trend_lines = trend.lines(
-                self._feeds.trend(service["name"]),
-                service["name"],
-                self.room.width * 2 // 5 - MARGIN,
-                self._paint.ascii,
-            )
-            lines += [*([[]] if trend_lines else []), *trend_lines]
+        if service and (curves := self._curves(service["name"])):
+            lines += [[], *curves]
         self.put("facts", lines)
         name = service["name"] if service else None
         logs = self._feeds.logs

@@ -10,6 +10,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from llmsupervisor.base.text import printable, width
+from llmsupervisor.base.units import format_duration
 from llmsupervisor.cli.views import Line, Span, clip, event_line, text_of
 from llmsupervisor.tui import timeline
 from llmsupervisor.tui.feeds import Feeds
@@ -19,6 +20,7 @@ from llmsupervisor.tui.sheet import Sheet
 
 if TYPE_CHECKING:
     from llmsupervisor.link.messages import Event
+    from llmsupervisor.tui.shown import Shown
 
 
 class EventsPage(ListPage):
@@ -77,6 +79,17 @@ class EventsPage(ListPage):
             self._drawn_of = drawn_of
             self.put("live", timeline.rows(happened.items, names, now, window_s, room))
         self.put("legend", [clip([Span(timeline.LEGEND, "dim")], room)])
+
+    def figures(self) -> list[Shown]:
+        from llmsupervisor.tui import shown
+
+        happened = self._feeds.events.kept().items
+        found = [shown.Shown("EVENTS", f"{len(self.rows)} of {len(happened)}")]
+        if self.rows:
+            event = self.rows[self.at]
+            found.append(shown.Shown("EVENTS", text_of(event_line(event, self.picture.wall)), event["time"]))
+        window = format_duration(timeline.WINDOWS[self._window])
+        return [*found, shown.Shown("TIME LINE", f"{len(self.services)} services over {window}", self.picture.wall)]
 
     def copied(self) -> tuple[str, Any]:
         if not self.rows:

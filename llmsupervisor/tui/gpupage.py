@@ -23,6 +23,10 @@ class GpuPage(TextPage):
             status, self.services, room, lambda uuid: trend.card_lines(said, uuid, room, self._paint.ascii)
         )
 
+    @property
+    def selected(self) -> str | None:
+        return None
+
     def copied(self) -> tuple[str, Any]:
         status = self.picture.status
         return "\n".join(map(text_of, self.lines(120))), None if status is None else status["gpus"]

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textual import on
 from textual.app import SuspendNotSupported
@@ -21,6 +21,9 @@ from llmsupervisor.tui.feeds import Feeds
 from llmsupervisor.tui.logtext import Entry, LogText
 from llmsupervisor.tui.page import Page
 from llmsupervisor.tui.paint import Paint
+
+if TYPE_CHECKING:
+    from llmsupervisor.tui.shown import Shown
 
 
 class LogsPage(Page):
@@ -81,6 +84,14 @@ class LogsPage(Page):
         self.put("summary", [clip(self._title(), self.room.width)])
         lines = self._log.window(*self._space)
         self.put("rows", lines or [[Span("no line", "dim")]])
+
+    def figures(self) -> list[Shown]:
+        from llmsupervisor.tui import shown
+
+        found = [shown.Shown("LOG", f"{self._log.length} lines, {self._log.unseen} of them new")]
+        if self._log.pattern is not None:
+            found.append(shown.Shown("HITS", f"{len(self._log.hits())} of {self._log.pattern.pattern}"))
+        return found
 
     def _title(self) -> Line:
         log = self._log

@@ -25,6 +25,7 @@ from llmsupervisor.tui.paint import Paint
 
 if TYPE_CHECKING:
     from llmsupervisor.link.messages import Service
+    from llmsupervisor.tui.shown import Shown, Times
 
 TICK, SOON = 0.2, 0.02
 SHORT = 18
@@ -162,9 +163,26 @@ class Page(Screen[None]):
             self.app.pop_screen()
 
     def action_meaning(self) -> None:
-        from llmsupervisor.tui import meanings
+        from llmsupervisor.tui import shown
 
-        self._sheet(meanings.lines(self.NAME, self._sheet_room))
+        runtime = self.service["runtime"] if self.service else ""
+        figures = [*self.figures(), *shown.around(self.picture, time.monotonic())]
+        self._sheet(shown.lines(self.NAME, figures, runtime, self._sheet_room, time.time()))
+
+    def figures(self) -> list[Shown]:
+        """Those that stand on this page for what is selected."""
+        return []
+
+    @property
+    def times(self) -> Times:
+        """When each figure of a status was measured."""
+        from llmsupervisor.tui import shown
+
+        status, name = self.picture.status, self.selected
+        if status is None:
+            return lambda name: None
+        service = next((s for s in status["services"] if s["name"] == name), None)
+        return shown.times(status, service, self.picture.wall)
 
     def action_help(self) -> None:
         self._sheet(header.help_lines(self.NAME, self.active_bindings.values()))

@@ -21,6 +21,7 @@ from llmsupervisor.tui.requestpage import RequestPage, id_of
 
 if TYPE_CHECKING:
     from llmsupervisor.tui.requestpage import Request
+    from llmsupervisor.tui.shown import Shown
 
 
 class RequestList(ListPage):
@@ -70,6 +71,18 @@ class RequestList(ListPage):
         else:
             self.put("rows", [clip(requestview.nothing(kept.trouble, kept.complete, self.words), room)])
         self.put("legend", [clip([Span(waterfall.LEGEND, "dim")], room)])
+
+    def figures(self) -> list[Shown]:
+        from llmsupervisor.tui import shown
+
+        records, now, one = self._feeds.requests.kept().items, self.picture.wall, self.one
+        found = [shown.Shown("5m", text_of(requestview.summary(records, self.services, now)).removeprefix("5m: "), now)]
+        found.append(shown.Shown("REQUESTS", f"{len(self.rows)} of {len(records)}"))
+        title, *_ = liverows.rows(*self._feeds.live.running(), self.room.width, 0)
+        found += shown.titled(self.NAME, [title], lambda name: now)
+        if isinstance(one, Running):
+            return [*found, shown.Shown("LIVE", text_of(liverows.rows([one], False, 100, 1)[1]), one.told)]
+        return found if one is None else [*found, *shown.of_record(one, now)]
 
     def copied(self) -> tuple[str, Any]:
         one = self.one

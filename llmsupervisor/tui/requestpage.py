@@ -15,6 +15,7 @@ from llmsupervisor.tui.textpage import TextPage
 
 if TYPE_CHECKING:
     from llmsupervisor.link.messages import RequestRecord
+    from llmsupervisor.tui.shown import Times
 
     Request = RequestRecord | Running
 
@@ -59,6 +60,13 @@ class RequestPage(TextPage):
             why = "" if early else livedetail.doubt(one, running)
             return livedetail.lines(one, why, self.service, room, now)
         return requestdetail.lines(one, self._feeds.requests.kept().items, self.service, room, now)
+
+    @property
+    def times(self) -> Times:
+        """Of a record nothing is younger than its end."""
+        one = self._one
+        measured = one.told if isinstance(one, Running) else one["time"] + one["total_ms"] / 1000
+        return lambda name: measured
 
     def copied(self) -> tuple[str, Any]:
         one = self._one

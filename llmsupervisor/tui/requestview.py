@@ -24,7 +24,7 @@ ENOUGH = 20
 class Column(NamedTuple):
     title: str
     cell: int
-    """Its place in the row of `llmsupervisor requests`; negative: see `_cells`."""
+    """Its place in the row of `llmsupervisor requests`; negative: see `cells_of`."""
     cells: int
     right: bool
     drop: int
@@ -90,7 +90,7 @@ def _figure(record: RequestRecord, sort: str) -> float | None:
 
 def table(records: Sequence[RequestRecord], selected: int, room: int, now: float) -> list[Line]:
     """Titles, then a row for each of the records, as many as the screen has rows for."""
-    rows = [_cells(record, now) for record in records]
+    rows = [cells_of(record, now) for record in records]
     kept = columns(room)
     if any(width(row[0].text) > COLUMNS[0].cells for row in rows) and kept[0] is COLUMNS[0]:
         kept[0] = kept[0]._replace(cells=_DATED)
@@ -113,7 +113,7 @@ _DATED = 11
 """Cells of a time that is not today's."""
 
 
-def _cells(record: RequestRecord, now: float) -> list[Span]:
+def cells_of(record: RequestRecord, now: float) -> list[Span]:
     return [
         *requestviews.cells(record, now),
         Span(number(record["cached_tokens"])),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from textual.binding import Binding
 
 from llmsupervisor.cli.views import Line, Span
 from llmsupervisor.tui import serviceview, trend
 from llmsupervisor.tui.textpage import TextPage
+
+if TYPE_CHECKING:
+    from llmsupervisor.tui.shown import Shown
 
 
 class ServicePage(TextPage):
@@ -33,6 +38,14 @@ class ServicePage(TextPage):
             serviceview.starts(self._feeds.events.kept().items, name, now),
         ]
         return serviceview.lines(service, plan, trouble, room, now, parts)
+
+    def figures(self) -> list[Shown]:
+        from llmsupervisor.tui import shown
+
+        service, times = self.service, self.times
+        of_it = shown.of_service(service, times, self.picture.wall) if service else []
+        head = [each for each in of_it if each.name in ("STATE", "RESTARTS", "VRAM", "CONDITION")]
+        return [*head, *super().figures()]
 
     def action_step(self, by: int) -> None:
         names = [service["name"] for service in self.services]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textual.app import SuspendNotSupported
 from textual.binding import Binding
@@ -18,6 +18,9 @@ from llmsupervisor.tui.confirm import Confirm
 from llmsupervisor.tui.feeds import Feeds
 from llmsupervisor.tui.paint import Paint
 from llmsupervisor.tui.textpage import TextPage
+
+if TYPE_CHECKING:
+    from llmsupervisor.tui.shown import Times
 
 
 class SpecPage(TextPage):
@@ -43,6 +46,10 @@ class SpecPage(TextPage):
             return [[Span("no picture yet", "dim")]]
         said, trouble = self._asked.get()
         return specview.lines(said, trouble, status, self.services, self.picture.wall)
+
+    @property
+    def times(self) -> Times:
+        return lambda name: self.picture.wall if name == "SPEC" else self._asked.time
 
     def copied(self) -> tuple[str, Any]:
         return "\n".join(map(text_of, self.lines(120))), self._asked.get()[0]

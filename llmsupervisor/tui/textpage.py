@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from textual.binding import Binding
 from textual.containers import VerticalScroll
@@ -11,6 +12,12 @@ from textual.widgets import Static
 
 from llmsupervisor.cli.views import Line
 from llmsupervisor.tui.page import MARGIN, Page
+
+if TYPE_CHECKING:
+    from llmsupervisor.tui.shown import Shown
+
+_LONG = 160
+"""Cells of a line that has room for all of its figures."""
 
 
 class TextPage(Page):
@@ -25,6 +32,11 @@ class TextPage(Page):
     def lines(self, room: int) -> list[Line]:
         """`room`: cells of a line."""
         raise NotImplementedError
+
+    def figures(self) -> list[Shown]:
+        from llmsupervisor.tui import shown
+
+        return shown.titled(self.NAME, self.lines(_LONG), self.times)
 
     def body(self) -> Iterable[Widget]:
         with VerticalScroll(id="scroll"):
