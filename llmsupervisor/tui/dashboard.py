@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,15 @@ from textual.widgets import DataTable, Static
 
 from llmsupervisor.base.text import cut, printable
 from llmsupervisor.cli import views
-from llmsupervisor.cli.views import Line, Span
-from llmsupervisor.tui import gpuview, trend
+from llmsupervisor.cli.views import Line, Span, event_line, text_of
+from llmsupervisor.tui import gpuview, news, trend
 from llmsupervisor.tui.ages import settled
 from llmsupervisor.tui.feeds import Feeds
 from llmsupervisor.tui.logpane import LogPane
 from llmsupervisor.tui.page import MARGIN, Page
 from llmsupervisor.tui.paint import Paint
-from llmsupervisor.tui.services import ServiceTable
+from llmsupervisor.tui.services import SORTS, ServiceTable, figure
+from llmsupervisor.tui.sorting import Sort
 
 if TYPE_CHECKING:
     from llmsupervisor.link.messages import Service
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 TREND = (110, 30)
 """Columns and lines from which on there is room for curves."""
+TABLE = 10
+"""Lines of the table of services, at most: as in the style sheet."""
 
 
 def alerts(services: Sequence[Service], room: int) -> list[Line]:
@@ -47,6 +51,8 @@ class Dashboard(Page):
     BINDINGS = [
         Binding("enter", "zoom('detail')", "detail of the selected service", show=False),
         Binding("l", "zoom('log')", "log alone"),
+        Binding("s", "sort", "sort by the next figure"),
+        Binding("S", "turn", "sort the other way round"),
         Binding("j", "move('down')", "down", show=False),
         Binding("k", "move('up')", "up", show=False),
         Binding("end,G", "follow", "follow the log"),
@@ -55,6 +61,9 @@ class Dashboard(Page):
     def __init__(self, feeds: Feeds, paint: Paint) -> None:
         super().__init__(feeds, paint)
         self._drawn: object = None
+        self._places = news.Places()
+        self._live_title: list[Line] = []
+        self._sort = Sort(SORTS)
 
     @property
     def selected(self) -> str | None:
@@ -64,6 +73,8 @@ class Dashboard(Page):
         yield Static(id="gpus")
         yield Static(id="alerts")
         yield ServiceTable(self._paint)
+        yield Static(id="live")
+        yield Static(id="happened")
         with Container(id="panes"):
             with VerticalScroll(id="detail", can_focus=False):
                 yield Static(id="facts")
@@ -74,14 +85,32 @@ class Dashboard(Page):
 
     def draw(self) -> None:
         picture, table = self.picture, self.query_one(ServiceTable)
-        if picture.status is not None and self._drawn != (picture.received, self.room.width):
-            self._drawn = (picture.received, self.room.width)
+        drawn = (picture.received, self.room.width, self._sort.key)
+        if picture.status is not None and self._drawn != drawn:
+            self._drawn = drawn
             services = [settled(service, picture.wall) for service in self.services]
-            table.show(services, picture.wall, self.room.width)
+            ordered = self._sort.ordered(services, figure)
+            table.show(ordered, picture.wall, self.room.width, self._sort.by.column)
             most = 1 if self.short else max(self.room.height // 8, 2)
             self.put("gpus", gpuview.strip(picture.status["gpus"], services, self.room.width, most))
             self.put("alerts", alerts(services, self.room.width))
+        if picture.status is not None:
+            self._draw_news()
         self._draw_selected()
+
+    def _draw_news(self) -> None:
+        """Nobody is asked for what there is no room for."""
+        room = self.room
+        above = sum(map(self.lines_of, ("header", "banner", "gpus", "alerts", "keys")))
+        rows = news.rows(room.width, room.height, room.height - above - min(len(self.services) + 1, TABLE))
+        running, early = self._feeds.live.running() if rows.live else (None, False)
+        places = self._places.for_(len(running or ()), time.monotonic())
+        lines = news.live(running, early, room.width, rows, places)
+        self._live_title = lines[:1]
+        self.put("live", lines)
+        if rows.events:
+            self._feeds.events.want()
+        self.put("happened", news.happened(self._feeds.events.kept().items, self.picture.wall, room.width, rows))
 
     def figures(self) -> list[Shown]:
         from llmsupervisor.tui import shown
@@ -93,6 +122,9 @@ class Dashboard(Page):
         found += shown.of_cards(status["gpus"] or [], self.services, self.times)
         curves = self._curves(service["name"]) if service else []
         found += shown.titled(self.NAME, curves, lambda name: None)
+        happened = self._feeds.events.kept().items
+        found += [shown.Shown("EVENTS", text_of(event_line(each, now)), each["time"]) for each in happened[-1:]]
+        found += shown.titled(self.NAME, self._live_title, lambda name: now)
         return [*found, shown.Shown("LOG", f"{self.query_one(LogPane).body.line_count} lines")]
 
     def _curves(self, service: str) -> list[Line]:
@@ -124,6 +156,19 @@ class Dashboard(Page):
 
     def action_move(self, where: str) -> None:
         getattr(self.query_one(ServiceTable), f"action_cursor_{where}")()
+
+    def action_sort(self) -> None:
+        self._sort.on()
+        self._say_sort()
+
+    def action_turn(self) -> None:
+        self._sort.turn()
+        self._say_sort()
+
+    def _say_sort(self) -> None:
+        """Its column may be one that there is no room for."""
+        self.tell([Span(f"sorted by {self._sort.words}")])
+        self.tick()
 
     def action_back(self) -> None:
         self.action_zoom("")

@@ -149,6 +149,11 @@ class Page(Screen[None]):
             if id == "banner":
                 static.styles.height = len(lines)
 
+    def lines_of(self, id: str) -> int:
+        """That were put there."""
+        shown = self._texts.get(id)
+        return shown.count("\n") + 1 if shown else 0
+
     def tell(self, line: Line) -> None:
         self._message_until = time.monotonic() + MESSAGE_SECONDS if line else 0.0
         self.put("message", [line] if line else [])

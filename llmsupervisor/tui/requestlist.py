@@ -18,6 +18,7 @@ from llmsupervisor.tui.livefeed import Running
 from llmsupervisor.tui.page import SHORT
 from llmsupervisor.tui.paint import Paint
 from llmsupervisor.tui.requestpage import RequestPage, id_of
+from llmsupervisor.tui.sorting import Sort
 
 if TYPE_CHECKING:
     from llmsupervisor.tui.requestpage import Request
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
 
 class RequestList(ListPage):
     NAME = "requests"
-    HINTS = ("enter one", "/ filter", "s sort", "y copy", "i meaning")
+    HINTS = ("enter one", "/ filter", "s S sort", "y copy", "i meaning")
     WORDS = "words that a request has: model, client, end, status, id"
-    BINDINGS = [Binding("s", "sort", "sort by end, total, ttft, prompt, queue")]
+    BINDINGS = [Binding("s", "sort", "sort by the next figure"), Binding("S", "turn", "sort the other way round")]
 
     def __init__(self, feeds: Feeds, paint: Paint, service: str | None = None) -> None:
         super().__init__(feeds, paint, service)
         self._made_of: object = None
-        self._sort = requestview.SORTS[0]
+        self._sort = Sort(requestview.SORTS)
 
     def panes(self) -> Iterable[Widget]:
         yield Static(id="summary")
@@ -50,13 +51,13 @@ class RequestList(ListPage):
 
     def draw(self) -> None:
         kept, now, room = self._feeds.requests.kept(), self.picture.wall, self.room.width
-        made_of = (kept.version, self._sort, self.words)
+        made_of = (kept.version, self._sort.key, self.words)
         if made_of != self._made_of:
             self._made_of = made_of
             self.rows = requestview.ordered(kept.items, self._sort, self.words)
         summary = [clip(requestview.summary(kept.items, self.services, now), room)]
         if not self.short:
-            found = f"{len(self.rows)} of {len(kept.items)}  sort {self._sort}"
+            found = f"{len(self.rows)} of {len(kept.items)}  sort {self._sort.words}"
             filtered = printable(f"  filter {self.words}" if self.words else "")
             summary.append(clip([Span("REQUESTS ", "bold"), Span(found), Span(filtered, "warn")], room))
         self.put("summary", summary)
@@ -67,7 +68,7 @@ class RequestList(ListPage):
         self.put("live", [clip(line, room) for line in live])
         window, at = self.window()
         if window:
-            self.put("rows", requestview.table(window, at, room, now))
+            self.put("rows", requestview.table(window, at, room, now, self._sort.by.column))
         else:
             self.put("rows", [clip(requestview.nothing(kept.trouble, kept.complete, self.words), room)])
         self.put("legend", [clip([Span(waterfall.LEGEND, "dim")], room)])
@@ -98,5 +99,9 @@ class RequestList(ListPage):
             self.app.push_screen(RequestPage(self._feeds, self._paint, everything, self.at))
 
     def action_sort(self) -> None:
-        self._sort = requestview.SORTS[(requestview.SORTS.index(self._sort) + 1) % len(requestview.SORTS)]
+        self._sort.on()
+        self.tick()
+
+    def action_turn(self) -> None:
+        self._sort.turn()
         self.tick()

@@ -11,6 +11,7 @@ from llmsupervisor.cli import requestviews, views
 from llmsupervisor.cli.requestviews import milliseconds
 from llmsupervisor.cli.views import UNKNOWN, Line, Span, number
 from llmsupervisor.tui import waterfall
+from llmsupervisor.tui.sorting import By, Sort
 
 if TYPE_CHECKING:
     from llmsupervisor.link.messages import RequestRecord, Service
@@ -50,7 +51,17 @@ COLUMNS = (
 )
 BAR = 14
 """Cells of a bar, at least; it gets what the columns leave."""
-SORTS = ("end", "total", "ttft", "prompt", "queue")
+SORTS = (
+    By("end", "", "newest", "oldest"),
+    By("total"),
+    By("queue", "QUEUE"),
+    By("prefill", "PREFILL"),
+    By("decode", "DECODE"),
+    By("ttft", "TTFT"),
+    By("prompt", "PROMPT"),
+    By("output", "OUT"),
+    By("tok/s", "TOK/S"),
+)
 
 
 def columns(room: int) -> list[Column]:
@@ -60,15 +71,11 @@ def columns(room: int) -> list[Column]:
     return kept
 
 
-def ordered(records: Sequence[RequestRecord], sort: str, words: str) -> list[RequestRecord]:
-    """Newest or greatest first; only those in which every one of `words` occurs."""
+def ordered(records: Sequence[RequestRecord], sort: Sort, words: str) -> list[RequestRecord]:
+    """Only those in which every one of `words` occurs. `records`: the oldest first."""
     wanted = words.lower().split()
-    found = (
-        [r for r in reversed(records) if all(word in _text(r) for word in wanted)] if wanted else list(records)[::-1]
-    )
-    if sort != "end":
-        found.sort(key=lambda record: -(_figure(record, sort) or 0.0))
-    return found
+    newest = records[::-1]
+    return sort.ordered([r for r in newest if all(word in _text(r) for word in wanted)] if wanted else newest, _figure)
 
 
 def _text(record: RequestRecord) -> str:
@@ -77,18 +84,25 @@ def _text(record: RequestRecord) -> str:
 
 
 def _figure(record: RequestRecord, sort: str) -> float | None:
-    match sort:
-        case "total":
-            return record["total_ms"]
-        case "ttft":
-            return record["ttft_ms"]
-        case "prompt":
-            return record["prompt_tokens"]
-        case _:
-            return (record["queue_ms"] or 0.0) + (record["engine_queue_ms"] or 0.0) + (record["load_ms"] or 0.0)
+    if sort == "queue":
+        waits = [record["queue_ms"], record["engine_queue_ms"], record["load_ms"]]
+        return None if all(each is None for each in waits) else sum(each or 0.0 for each in waits)
+    found: float | None = record[_FIGURES[sort]]  # type: ignore[literal-required]
+    return found
 
 
-def table(records: Sequence[RequestRecord], selected: int, room: int, now: float) -> list[Line]:
+_FIGURES = {
+    "total": "total_ms",
+    "prefill": "prefill_ms",
+    "decode": "decode_ms",
+    "ttft": "ttft_ms",
+    "prompt": "prompt_tokens",
+    "output": "completion_tokens",
+    "tok/s": "decode_tokens_per_s",
+}
+
+
+def table(records: Sequence[RequestRecord], selected: int, room: int, now: float, sorted_by: str = "") -> list[Line]:
     """Titles, then a row for each of the records, as many as the screen has rows for."""
     rows = [cells_of(record, now) for record in records]
     kept = columns(room)
@@ -96,8 +110,11 @@ def table(records: Sequence[RequestRecord], selected: int, room: int, now: float
         kept[0] = kept[0]._replace(cells=_DATED)
     cells = room - sum(c.cells + 1 for c in kept) - 1
     whole = waterfall.scale(records)
-    titles = " " + "".join(pad(c.title, c.cells, c.right) + " " for c in kept)
-    lines: list[Line] = [[Span(titles, "dim"), Span(waterfall.axis(whole, cells), "dim")]]
+    titles: Line = [Span(" ")]
+    for column in kept:
+        role = "bold" if column.title == sorted_by else "dim"
+        titles += [Span(pad(column.title, column.cells, column.right), role), Span(" ")]
+    lines: list[Line] = [[*titles, Span(waterfall.axis(whole, cells), "dim")]]
     for index, (record, row) in enumerate(zip(records, rows, strict=True)):
         marked = index == selected
         line: Line = [Span(">" if marked else " ", "cursor" if marked else "")]

@@ -11,11 +11,39 @@ from textual.widgets import DataTable
 from llmsupervisor.base.text import cut
 from llmsupervisor.cli import servicetable
 from llmsupervisor.cli.servicetable import COLUMNS
-from llmsupervisor.cli.views import Span
+from llmsupervisor.cli.views import Span, kv_usage, sign, total
 from llmsupervisor.tui.paint import Paint
+from llmsupervisor.tui.sorting import By
 
 if TYPE_CHECKING:
     from llmsupervisor.link.messages import Service
+
+
+SORTS = (
+    By("spec", "", "first of the file", "last of the file"),
+    By("state", "STATE", "worst", "best"),
+    By("KV", "KV"),
+    By("requests", "RUN/WAIT/Q"),
+    By("tok/s", "TOK/S"),
+    By("restarts", "RESTARTS"),
+)
+_ROLES = ("dim", "good", "busy", "warn", "bad")
+"""Of states, the worst last."""
+
+
+def figure(service: Service, sort: str) -> float | None:
+    match sort:
+        case "state":
+            return _ROLES.index(sign(service["state"]).role)
+        case "KV":
+            return kv_usage(service)
+        case "requests":
+            known = [value for name in servicetable.UNDER_WAY if (value := total(service, name)) is not None]
+            return sum(known) if known else None
+        case "tok/s":
+            return servicetable.together(service, "tokens_per_s")
+        case _:
+            return service["restarts"]
 
 
 class ServiceTable(DataTable[Text]):
@@ -34,12 +62,12 @@ class ServiceTable(DataTable[Text]):
             return None
         return self.coordinate_to_cell_key(self.cursor_coordinate).row_key.value
 
-    def show(self, services: Sequence[Service], now: float, room: int) -> None:
+    def show(self, services: Sequence[Service], now: float, room: int, sorted_by: str = "") -> None:
         rows = {service["name"]: servicetable.cells(service, now) for service in services}
         columns = servicetable.fit([[cell.text for cell in row] for row in rows.values()], max(1, room - 2))
-        shape = (columns, list(rows))
+        shape = (columns, list(rows), sorted_by)
         if shape != self._shape:
-            self._rebuild(columns, rows)
+            self._rebuild(columns, rows, sorted_by)
             self._shape = shape
             return
         for name, row in rows.items():
@@ -49,11 +77,11 @@ class ServiceTable(DataTable[Text]):
                     self._shown[name, index] = span
                     self.update_cell(name, COLUMNS[index].title, self._paint.span(span, COLUMNS[index].right))
 
-    def _rebuild(self, columns: list[tuple[int, int]], rows: dict[str, list[Span]]) -> None:
+    def _rebuild(self, columns: list[tuple[int, int]], rows: dict[str, list[Span]], sorted_by: str) -> None:
         selected = self.selected
         self.clear(columns=True)
         for index, cells in columns:
-            title = Span(COLUMNS[index].title)
+            title = Span(COLUMNS[index].title, "cursor" if COLUMNS[index].title == sorted_by else "")
             self.add_column(self._paint.span(title, COLUMNS[index].right), width=cells, key=title.text)
         self._shown = {}
         for name, row in rows.items():
