@@ -11,6 +11,7 @@ import sys
 import time
 from typing import Any
 
+from llmsupervisor import __version__
 from llmsupervisor.daemon.start import BURST, RATE
 from llmsupervisor.host import spawn, tree
 from llmsupervisor.spec.model import Logs
@@ -50,6 +51,16 @@ def bind(listen: str, beside: str | None = None) -> socket.socket:
 
 def _port(listen: str) -> str:
     return listen.rpartition(":")[2]
+
+
+def other_version(pid: int, version: object) -> str:
+    """What is to be told of a gateway that an earlier daemon started; empty where it is of our own version."""
+    if version == __version__:
+        return ""
+    return (
+        f"the gateway (pid {pid}) is {version or 'of an unknown version'}, this daemon is {__version__}: `kill {pid}` lets "
+        "its shim start the installed one at once; requests that run there are cut"
+    )
 
 
 def cannot_listen(listen: str, error: OSError) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from llmsupervisor.base.errors import LlmsupervisorError
 from llmsupervisor.base.layout import ServiceFolder
 from llmsupervisor.daemon.conditions import Conditions
-from llmsupervisor.daemon.edge import bind, cannot_listen, death, launch_of
+from llmsupervisor.daemon.edge import bind, cannot_listen, death, launch_of, other_version
 from llmsupervisor.daemon.keys import told
 from llmsupervisor.daemon.live import LiveRequests
 from llmsupervisor.daemon.targets import belongs, endpoint_of, limits_of, targets_of
@@ -242,6 +242,7 @@ class Gateway:
                 self._box.traffic.hello(tree.age(self._pid) or 0.0)
                 self._content = None
                 self.conditions.clear("gateway")
+                self.conditions.set("gateway-version", other_version(self._pid, message.get("version")))
                 self.refresh()
                 self.live.hello()
                 self._changed()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmsupervisor import __version__
 from llmsupervisor.gateway import route
 from llmsupervisor.gateway.queue import Queue, Room, Ticket
 from llmsupervisor.gateway.route import Refusal
@@ -341,6 +342,7 @@ class Board:
             "type": "hello",
             "v": VERSION,
             "pid": os.getpid(),
+            "version": __version__,
             "epoch": self.epoch,
             "generation": self.table.generation,
             "leases": self._leases(),

@@ -600,6 +600,8 @@ class Hello(TypedDict):
     type: Literal["hello"]
     v: int
     pid: int
+    version: str
+    """Of llmsupervisor."""
     epoch: str
     generation: int
     leases: dict[str, int]

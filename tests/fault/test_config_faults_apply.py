@@ -10,7 +10,7 @@ import pytest
 from support import process
 from support.daemon import Daemon
 from support.edits import SEEN, Two
-from support.faults import conditions
+from support.faults import QUICK_STOPS, STOPS, conditions
 
 from llmsupervisor.base.ids import sha256
 from llmsupervisor.spec.edit import Conflict, edited, set_value
@@ -25,13 +25,16 @@ def box(daemon: Daemon) -> Two:
 
 
 def test_c17_edits_during_a_load_cost_one_start(box: Two) -> None:
-    box.daemon.write(box.spec(box.fake({"ready_after": 4})))
+    """The first ends the load; those that come before its process is gone cost nothing more."""
+    definition = box.folder / "runtimes" / "llama-server.toml"
+    definition.write_text(definition.read_text().replace(QUICK_STOPS, STOPS))
+    box.daemon.write(box.spec(box.fake({"ready_after": 60, "ignore_term": 1})))
     box.daemon.up()
     box.wait_starts(1)
     for length in (2048, 3072, 4096):
         box.daemon.write(box.spec(box.fake({"ready_after": 0.2}, context_length=length)))
         assert box.daemon.cli("reload").returncode == 0
-    assert box.daemon.wait_service("chat", lambda s: s["state"] == "READY", 15, "READY")["generation"] == 4
+    assert box.daemon.wait_service("chat", lambda s: s["state"] == "READY", 60, "READY")["generation"] == 4
     assert "--ctx-size 8192" in " ".join(box.starts()[-1].argv), "the newest wins"
     box.once(2)
     assert len(box.starts("other")) == 1

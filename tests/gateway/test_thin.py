@@ -19,6 +19,8 @@ from support.http import get_json, post_json, request
 from support.spec import fake, served
 from support.wait import Spent, wait_until
 
+from llmsupervisor import __version__
+
 Json = dict[str, Any]
 
 
@@ -117,6 +119,24 @@ def test_kill_9_of_the_daemon(box: Box) -> None:
         assert stream.rest().rstrip().endswith(b"data: [DONE]")
     assert box.post()[0] == 200
     assert box.daemon.service("chat")["restarts"] == 0
+
+
+def test_the_gateway_of_another_version_is_told(box: Box) -> None:
+    """Of a daemon that was upgraded meanwhile; it ends with the difference."""
+    box.up()
+    pid = box.gateway()["pid"]
+    later = box.daemon.folder / "later"
+    later.mkdir()
+    (later / "sitecustomize.py").write_text("import llmsupervisor\nllmsupervisor.__version__ = '9.9.9'\n")
+    box.daemon.environ["PYTHONPATH"] = str(later)
+    box.daemon.restart()
+    told = wait_until(lambda: box.conditions().get("gateway-version"), 10, "the condition")
+    assert told.startswith(f"the gateway (pid {pid}) is {__version__}, this daemon is 9.9.9: `kill {pid}`")
+    assert box.post()[0] == 200
+    del box.daemon.environ["PYTHONPATH"]
+    box.daemon.restart()
+    box.ready()
+    assert "gateway-version" not in box.conditions() and box.gateway()["pid"] == pid
 
 
 def test_leave_and_down_without_a_daemon(box: Box) -> None:
