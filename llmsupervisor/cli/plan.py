@@ -7,8 +7,12 @@ import json
 import os
 import sys
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from llmsupervisor.base.errors import Exit, UsageError
+
+if TYPE_CHECKING:
+    from llmsupervisor.plan.shapes import KnownModel
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +22,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--shell", action="store_true", help="command lines to paste into a shell")
     form.add_argument("--table", action="store_true", help="what fits, for each type of the KV cache")
     form.add_argument("--forget", action="store_true", help="forget what starts taught about memory (learned.json)")
-    parser.add_argument("--model-shape", metavar="NAME", help="with --table: a known model instead of a spec")
+    parser.add_argument(
+        "--model-shape", metavar="NAME", help="with --table: a known model, a GGUF file or a folder, instead of a spec"
+    )
     parser.add_argument("--vram", metavar="SIZE", help="with --model-shape: memory of the GPU, such as 24GiB")
 
 
@@ -73,18 +79,46 @@ def _forget(args: argparse.Namespace) -> int:
 
 
 def _shape(args: argparse.Namespace) -> int:
-    """A known model on a card of some size: no spec, no box."""
+    """A model on a card of some size: no spec, no box."""
     from llmsupervisor.base.units import parse_size
-    from llmsupervisor.plan.shapes import SHAPES
-    from llmsupervisor.plan.tables import of_model
+    from llmsupervisor.plan.tables import of_model, wrong
 
     if not (args.table and args.model_shape and args.vram):
         raise UsageError("a model without a spec: plan --model-shape llama-3.1-8b --vram 24GiB --table")
-    if args.model_shape not in SHAPES:
-        raise UsageError(f"no shape {args.model_shape!r} is known; known: {', '.join(SHAPES)}")
     try:
         vram = parse_size(args.vram)
     except ValueError as error:
         raise UsageError(f"--vram: {error}") from None
-    print(of_model(SHAPES[args.model_shape](), vram))
+    model = _model(args.model_shape)
+    if why := wrong(model):
+        raise UsageError(f"{model.title}: {why}")
+    print(of_model(model, vram))
     return Exit.OK
+
+
+def _model(said: str) -> KnownModel:
+    """By its name, or of a GGUF file or a folder of a Hugging Face model."""
+    from llmsupervisor.host.headers import Headers
+    from llmsupervisor.plan.answers import LONGEST
+    from llmsupervisor.plan.facts import gguf
+    from llmsupervisor.plan.gguf import GgufError
+    from llmsupervisor.plan.hf import HfError
+    from llmsupervisor.plan.shapes import SHAPES, KnownModel
+
+    if said in SHAPES:
+        return SHAPES[said].known()
+    path = os.path.abspath(said)
+    title = os.path.basename(path)
+    if os.path.isdir(path):
+        folder = Headers().folder(path)
+        if isinstance(folder, HfError):
+            raise UsageError(f"{said} {folder}")
+        return KnownModel(title, {}, {"its files": folder}, folder.number("max_position_embeddings") or LONGEST)
+    if not os.path.exists(path):
+        raise UsageError(
+            f"no shape {said!r} is known, and no such file or folder; known: {', '.join(SHAPES)}, a GGUF file, a folder with config.json"
+        )
+    header = Headers().read(gguf(path))
+    if isinstance(header, GgufError):
+        raise UsageError(f"{said}: {header.wrong}")
+    return KnownModel(title, {"the file": header}, {}, header.context_train or LONGEST)

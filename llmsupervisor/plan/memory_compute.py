@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmsupervisor.plan.gguf import GgufHeader
 from llmsupervisor.plan.memory_alloc import CACHE, Graph, Tensor
@@ -11,6 +11,7 @@ from llmsupervisor.plan.memory_graph import Attention, Builder, Run
 from llmsupervisor.plan.memory_shape import Layer, NoFormula, Shape
 
 MAX_EXPERTS_USED = 64
+FEW = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ def compute(header: GgufHeader, shape: Shape, run: Run, adapters: Sequence[GgufH
         return NoFormula(f"no formula for the compute buffer of architecture {shape.architecture!r}")
     if adapters and any(tensor.name.startswith("token_embd.") for adapter in adapters for tensor in adapter.tensors):
         return NoFormula("no formula for the compute buffer with a LoRA of the embedding")
-    builder = Builder(header, shape, run, adapters)
+    builder = Builder(header, _short(header, shape, adapters), run, adapters)
     if any(used > MAX_EXPERTS_USED for used in builder.experts_used):
         return NoFormula(f"the file says more than {MAX_EXPERTS_USED} experts per token")
     alignment = 128 if run.device else 32
@@ -38,6 +39,17 @@ def compute(header: GgufHeader, shape: Shape, run: Run, adapters: Sequence[GgufH
         return NoFormula(f"the tensors are not those of a {shape.architecture} model")
     inputs = graph.input_bytes(alignment)
     return Compute(graph.size(alignment), inputs)
+
+
+def _short(header: GgufHeader, shape: Shape, adapters: Sequence[GgufHeader]) -> Shape:
+    """Layers that are all the same need the buffer of the first few: each works in what the one before left."""
+    kinds: dict[int, set[tuple[str, tuple[int, ...]]]] = {}
+    for tensor in (tensor for file in (header, *adapters) for tensor in file.tensors):
+        if tensor.layer is not None:
+            kinds.setdefault(tensor.layer, set()).add((tensor.name.split(".", 2)[2], tensor.shape))
+    first = replace(shape.layers[0], index=0)
+    same = all(replace(one, index=0) == first and kinds.get(one.index) == kinds.get(0) for one in shape.layers)
+    return replace(shape, layers=shape.layers[:FEW]) if same else shape
 
 
 def _decoder(b: Builder) -> Graph:

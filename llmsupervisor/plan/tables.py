@@ -14,11 +14,11 @@ from llmsupervisor.plan.launch import Plan, ServicePlan
 from llmsupervisor.plan.measure import CONTEXT, sums
 from llmsupervisor.plan.measure_llama import memo
 from llmsupervisor.plan.measure_vllm import BLOCK_GPU, GRAPHS, OUTSIDE_TORCH, Pages, activation, pages, weights
-from llmsupervisor.plan.memory import Memory, Settings, kv_bytes_per_token
+from llmsupervisor.plan.memory import Memory, Refused, Settings, kv_bytes_per_token
 from llmsupervisor.plan.memory_fit import MOST_PARALLEL
 from llmsupervisor.plan.memory_place import Where
 from llmsupervisor.plan.memory_shape import NoFormula
-from llmsupervisor.plan.shapes import TRAINED, KnownModel
+from llmsupervisor.plan.shapes import KnownModel
 from llmsupervisor.runtime.command import Arg
 
 MIB, GIB = 1024**2, 1024**3
@@ -33,20 +33,43 @@ KNOBS = "context_length, parallel, kv_cache_type"
 UNMEASURED = "–"
 
 
+def wrong(model: KnownModel) -> str:
+    """Why there are no sums of it; empty: there are."""
+    for header in model.ggufs.values():
+        found = memo(header, _settings("f16", 4096))
+        if isinstance(found, Refused):
+            return found.reason
+        if found.unknown:
+            return "; ".join(found.unknown)
+    for hub in model.hubs.values():
+        paged = _paged(hub, "auto", 4096)
+        if isinstance(paged, NoFormula):
+            return paged.reason
+    return ""
+
+
 def of_model(model: KnownModel, vram: int) -> str:
     """Markdown."""
     parts = [
         f"## {model.title} on {format_size(vram)}",
         "Weights. llama.cpp keeps the embedding in the host's memory.",
         _table(("file", "bytes", "all", "on the GPU"), _weights(model)),
-        "A token of context, and requests of full length.",
-        _table(("KV cache", "bytes per token", "8k", "32k", "128k"), _cache(next(iter(model.ggufs.values())))),
-        f"llama-server on one GPU, {format_size(CONTEXT)} of it for the process until a start has shown how much: requests "
-        f"at once ({MOST_PARALLEL} at most) by their context.",
-        _table(("weights, KV cache", "tokens", *map(_short, CONTEXTS)), _llama(model, vram)),
-        f"vLLM with {SHARE:.0%} of the GPU, {BATCH} tokens a step and {REQUESTS} requests at most; activations, graphs and what "
-        "lies outside of torch are estimates. Requests of full length that its pool holds.",
-        _table(("weights, KV cache", "pool", "tokens", *map(_short, CONTEXTS[:-1])), _vllm(model, vram)),
+    ]
+    for header in list(model.ggufs.values())[:1]:
+        parts += [
+            "A token of context, and requests of full length.",
+            _table(("KV cache", "bytes per token", "8k", "32k", "128k"), _cache(header)),
+            f"llama-server on one GPU, {format_size(CONTEXT)} of it for the process until a start has shown how much: "
+            f"requests at once ({MOST_PARALLEL} at most) by their context.",
+            _table(("weights, KV cache", "tokens", *map(_short, CONTEXTS)), _llama(model, vram)),
+        ]
+    if model.hubs:
+        parts += [
+            f"vLLM with {SHARE:.0%} of the GPU, {BATCH} tokens a step and {REQUESTS} requests at most; activations, graphs and "
+            "what lies outside of torch are estimates. Requests of full length that its pool holds.",
+            _table(("weights, KV cache", "pool", "tokens", *map(_short, CONTEXTS[:-1])), _vllm(model, vram)),
+        ]
+    parts += [
         "What is traded, at 8k of context. Throughput and latency are blank: nobody has measured them on this card.",
         _table(
             (
@@ -114,22 +137,35 @@ def _slots(header: GgufHeader, kind: str, context: int, vram: int) -> int:
     return largest(MOST_PARALLEL, header, room, lambda n: _settings(kind, context, n)) or 0
 
 
-def _longest(header: GgufHeader, kind: str, vram: int) -> int:
-    steps = largest(TRAINED // 256, header, {0: vram - CONTEXT}, lambda n: _settings(kind, n * 256))
+def _longest(header: GgufHeader, kind: str, vram: int, trained: int) -> int:
+    steps = largest(trained // 256, header, {0: vram - CONTEXT}, lambda n: _settings(kind, n * 256))
     return (steps or 0) * 256
 
 
 def _llama(model: KnownModel, vram: int) -> Iterator[tuple[str, ...]]:
     for name, header in model.ggufs.items():
         for kind in SERVED:
-            fixed = _memory(header, _settings(kind, TRAINED))
+            fixed = _memory(header, _settings(kind, model.trained))
             beside = sum(part.bytes for part in fixed.parts if part.where == 0 and part.name != "KV cache")
             tokens = max(0, vram - CONTEXT - beside) // _per_token(header, kind) // 256 * 256
-            yield f"{name}, {kind}", f"{tokens:,}", *(str(_slots(header, kind, c, vram)) for c in CONTEXTS)
+            yield (
+                f"{name}, {kind}",
+                f"{tokens:,}",
+                *(_within(model, c, str(_slots(header, kind, c, vram))) for c in CONTEXTS),
+            )
+
+
+def _within(model: KnownModel, context: int, said: str) -> str:
+    """Beyond what it was trained for there is nothing to say."""
+    return said if context <= model.trained else UNMEASURED
+
+
+def _paged(hub: HfModel, kind: str, length: int) -> Pages | NoFormula:
+    return pages(hub, kv_type=kind, length=length, tensor=1, pipeline=1, block=BLOCK_GPU, in_flight=BATCH)
 
 
 def _pages(hub: HfModel, kind: str, length: int) -> Pages:
-    found = pages(hub, kv_type=kind, length=length, tensor=1, pipeline=1, block=BLOCK_GPU, in_flight=BATCH)
+    found = _paged(hub, kind, length)
     assert isinstance(found, Pages), found
     return found
 
@@ -144,13 +180,18 @@ def _vllm(model: KnownModel, vram: int) -> Iterator[tuple[str, ...]]:
         pool = _pool(hub, vram)
         for kind, said in (("auto", "bf16"), ("fp8", "fp8")):
             tokens = _pages(hub, kind, CONTEXTS[0]).tokens(pool)
-            yield f"{name}, {said}", format_size(pool), f"{tokens:,}", *(f"{tokens / c:.1f}" for c in CONTEXTS[:-1])
+            yield (
+                f"{name}, {said}",
+                format_size(pool),
+                f"{tokens:,}",
+                *(_within(model, c, f"{tokens / c:.1f}") for c in CONTEXTS[:-1]),
+            )
 
 
 def _traded(model: KnownModel, vram: int) -> Iterator[tuple[str, ...]]:
     for name, header in model.ggufs.items():
         for kind in SERVED:
-            size, longest = _per_token(header, kind) * 8192, _longest(header, kind, vram)
+            size, longest = _per_token(header, kind) * 8192, _longest(header, kind, vram, model.trained)
             slots = _slots(header, kind, 8192, vram)
             yield _row(f"llama-server, {name}, {kind}", size, slots, longest, "1", KNOBS)
             if kind == "q8_0":  # one llama-server behind a server of its own
@@ -159,7 +200,7 @@ def _traded(model: KnownModel, vram: int) -> Iterator[tuple[str, ...]]:
         for kind, said in (("auto", "bf16"), ("fp8", "fp8")):
             found = _pages(hub, kind, 8192)
             tokens = found.tokens(_pool(hub, vram))
-            longest, size = min(TRAINED, tokens), found.per_token * 8192
+            longest, size = min(model.trained, tokens), found.per_token * 8192
             yield _row(f"vLLM, {name}, {said}", size, tokens // 8192, longest, "3", f"{KNOBS}, gpu_memory")
 
 

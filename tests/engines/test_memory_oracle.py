@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 from support import engines
-from support.gguf_files import Model, Type, decoder, deepseek2, gpt_oss, lfm2, mamba2, write
+from support.gguf_files import Model, Type, decoder, deepseek2, gpt_oss, lfm2, lora, mamba2, write, write_lora
 
+from llmsupervisor.plan.ggml_types import TYPES
 from llmsupervisor.plan.gguf import GgufHeader, read_header
 from llmsupervisor.plan.memory import Memory, Settings, estimate
+from llmsupervisor.plan.shapes import SHAPES
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 MIB = 1024 * 1024
+COMPUTE = r"compute buffer size = +([\d.]+) MiB"
 
 SWA = {"attention.sliding_window": 1024}
 GEMMA2 = {"attention.sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
@@ -169,43 +172,67 @@ def test_as_llama_cpp_says(name: str, tmp_path: Path) -> None:
     assert sums(memory) == fit_params(path, settings)
 
 
+def of_header(header: GgufHeader) -> Model:
+    name = header.architecture
+    keys = {key.removeprefix(f"{name}."): value for key, value in header.values.items() if key.startswith(f"{name}.")}
+    keys |= {"attention.layer_norm_rms_epsilon": 1e-5}
+    kinds = {TYPES[int(kind)][0]: kind for kind in Type if int(kind) in TYPES}
+    tensors = {tensor.name: (tensor.shape, kinds[tensor.type]) for tensor in header.tensors}
+    return Model(name, keys, tensors, header.vocabulary or 0)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_known_models_are_as_llama_cpp_says(name: str, tmp_path: Path) -> None:
+    header = SHAPES[name].known().ggufs["Q4_K_M"]
+    settings = Settings(context_length=8192, parallel=2, kv_type_k="q8_0", kv_type_v="q8_0", outputs=2048)
+    memory = estimate(header, settings)
+    assert isinstance(memory, Memory) and memory.exact
+    assert sums(memory) == fit_params(write(of_header(header), tmp_path / "model.gguf"), settings)
+
+
+def server_log(arguments: list[Any], folder: Path, pattern: str, times: int = 1) -> str:
+    """Of a server that has said this so often."""
+    log = folder / "log"
+    usual = ["-ub", 512, "-fa", "on", "--no-warmup", "--fit", "off", "--no-repack", "--port", 0, "--verbosity", 5]
+    with log.open("wb") as output:
+        words = [engines.llama_server(), *map(str, (*arguments, *usual))]
+        server = subprocess.Popen(words, stdout=output, stderr=output)
+    try:
+        deadline = time.monotonic() + 60
+        while len(re.findall(pattern, log.read_text(errors="replace"))) < times:
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-2000:]
+            time.sleep(0.05)
+    finally:
+        server.kill()
+        server.wait()
+    return log.read_text(errors="replace")
+
+
+@pytest.mark.parametrize("names", [("attn_",), ("attn_", "ffn_", "output")])
+def test_lora_is_as_llama_server_allocates(names: tuple[str, ...], tmp_path: Path) -> None:
+    """Narrow layers, so that the adapters are where the buffer is largest; it is reserved again when they are there."""
+    model = decoder(ff=64)
+    path, adapter = write(model, tmp_path / "model.gguf"), write_lora(lora(model, 16, *names), tmp_path / "lora.gguf")
+    arguments = ["-m", path, "--lora", adapter, "-c", 1024, "-np", 1, "--no-kv-unified"]
+    text = server_log(arguments, tmp_path, COMPUTE, times=2)
+    memory = estimate(header_of(path), Settings(context_length=1024), (header_of(adapter),))
+    assert isinstance(memory, Memory) and memory.exact
+    ours = {part.name: part.bytes / MIB for part in memory.parts}
+    assert float(re.findall(COMPUTE, text)[-1]) == pytest.approx(ours["compute"], abs=0.006)
+    (found,) = re.findall(r"LoRA buffer size = +([\d.]+) MiB", text)
+    assert float(found) == pytest.approx(ours["LoRA weights"], abs=0.006)
+
+
 @pytest.mark.parametrize("unified", [False, True])
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 def test_as_llama_server_allocates(unified: bool, kv_type: str, tmp_path: Path) -> None:
     """The real model and the real server: buffers with two digits, also for a pool shared by all slots."""
     model = engines.smollm2()
     settings = Settings(context_length=1024, parallel=4, unified=unified, kv_type_k=kv_type, kv_type_v=kv_type)
-    log = tmp_path / "log"
-    arguments = [
-        "-m",
-        model,
-        "-c",
-        settings.tokens,
-        "-np",
-        4,
-        "-ub",
-        512,
-        "-fa",
-        "on",
-        "-ctk",
-        kv_type,
-        "-ctv",
-        kv_type,
-    ]
-    arguments += ["--kv-unified" if unified else "--no-kv-unified", "--no-warmup", "--fit", "off", "--no-repack"]
-    arguments += ["--port", "0", "--verbosity", "5"]
-    with log.open("wb") as output:
-        server = subprocess.Popen([engines.llama_server(), *map(str, arguments)], stdout=output, stderr=output)
-    try:
-        deadline = time.monotonic() + 60
-        pattern = r"compute buffer size = +([\d.]+) MiB"
-        while not (found := re.findall(pattern, log.read_text(errors="replace"))):
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-2000:]
-            time.sleep(0.05)
-    finally:
-        server.kill()
-        server.wait()
-    text = log.read_text(errors="replace")
+    pool = "--kv-unified" if unified else "--no-kv-unified"
+    arguments = ["-m", model, "-c", settings.tokens, "-np", 4, "-ctk", kv_type, "-ctv", kv_type, pool]
+    text = server_log(arguments, tmp_path, COMPUTE)
+    found = re.findall(COMPUTE, text)
     memory = estimate(header_of(model), settings)
     assert isinstance(memory, Memory) and memory.exact
     ours = {part.name: part.bytes / MIB for part in memory.parts}

@@ -82,7 +82,7 @@ def header(model: Model) -> GgufHeader:
     )
 
 
-BLOCKS = {Type.F32: (1, 4), Type.F16: (1, 2), Type.Q8_0: (32, 34), Type.Q4_0: (32, 18), Type.Q4_K: (256, 144)}
+BLOCKS = {kind: TYPES[int(kind)][1:] for kind in Type if int(kind) in TYPES}
 
 
 def decoder(
@@ -344,3 +344,18 @@ def lora(model: Model, rank: int, *names: str) -> Model:
             tensors[f"{name}.lora_a"] = ((dims[0], rank, *dims[2:]), Type.F32)
             tensors[f"{name}.lora_b"] = ((rank, *dims[1:]), Type.F32)
     return Model(model.architecture, {}, tensors, 1)
+
+
+def write_lora(model: Model, path: Path) -> Path:
+    """With weights: they are read at the start, and are all 0."""
+    writer = GGUFWriter(path, model.architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 1.0)
+    for name, (dims, _) in model.tensors.items():
+        writer.add_tensor(name, numpy.zeros(tuple(reversed(dims)), numpy.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
