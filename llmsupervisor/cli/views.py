@@ -239,7 +239,9 @@ def progress_text(said: TargetProgress | None) -> str:
     if said is None:
         return ""
     done, total = said["completed"], said["total"]
-    return f"{said['status']}: {percent(done / total)}" if total and done is not None else said["status"]
+    if not total or done is None:
+        return said["status"]
+    return f"{said['status']}: {percent(done / total)} of {format_size(total)}"
 
 
 def asked_lines(service: Service) -> list[Line]:

@@ -63,6 +63,11 @@ class Desired:
     def wish(self, name: str) -> Wish:
         return self.services.setdefault(name, Wish())
 
+    def made_from(self) -> dict[str, str]:
+        """Identities of files → SHA-256, where one is known."""
+        made = [one for wish in self.services.values() for one in wish.made.values()]
+        return {one["identity"]: one["sha256"] for one in made if one["identity"] and one["sha256"]}
+
     def to_json(self) -> dict[str, Any]:
         return {"v": VERSION, **asdict(self)}
 

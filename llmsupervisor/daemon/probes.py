@@ -193,7 +193,7 @@ async def watch(runner: Runner, process: Process) -> None:
             found, runner.suspicion = Suspect(runner.suspicion), ""
         every = BUSY_EVERY if seen.running or seen.waiting or not seen.answered else IDLE_EVERY
         every = min(every, stall / 6)
-        runner.phase = found.reason or None
+        runner.phase = found.reason or runner.models.phase()
         if seen.answered and runner.got is None:
             await read_got(runner, process)
         match found:

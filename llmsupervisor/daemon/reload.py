@@ -121,6 +121,7 @@ class Reloader:
             {name: wish.gpu_words for name, wish in wishes.items() if wish.gpus},
             own_ports | ours,
             self._box.memory.lessons.known,
+            self._box.desired.made_from(),
             self._asks if ask else None,
         )
 

@@ -132,7 +132,9 @@ class RunnerProcess:
     # --- reading -------------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """A hang is found within `hang`: a sixth until the next look, one for its answer, half without CPU time."""
+        """One that answers nothing is found within `hang`: a sixth until the next look, one for its answer, half without
+        CPU time. One that answers and moves no token may only be slow: it is suspected after `stall` and what its prompts
+        may take, seen up to two looks later (each a wait and an answer, a third of `hang`), and the tiny request decides."""
         ask = min(5.0, self._hang / 6)
         limits = Limits(stall_timeout=self._stall, cpu_stall=self._hang / 2, busy_timeout=5 * self._stall)
         state = ProbeState()
@@ -174,8 +176,9 @@ class RunnerProcess:
     async def _read(self, ask: float) -> None:
         """Between two batches only: where they do not come in time the last figures stand. Each question is a line of its
         log, so an idle one is asked seldom."""
-        metrics = await self._engine.get_text("/metrics", ask)
-        slots = await self._engine.get_json("/slots", ask)
+        metrics, slots = await asyncio.gather(
+            self._engine.get_text("/metrics", ask), self._engine.get_json("/slots", ask)
+        )
         self._mute = not (slots.ok or metrics.ok)
         if not self._mute:
             said = slots.json if slots.ok else None

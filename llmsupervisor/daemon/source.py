@@ -104,6 +104,7 @@ class Source:
         kept_gpu_words: dict[str, list[Json]],
         own_ports: frozenset[int],
         learned: Lessons = (),
+        digests: Mapping[str, str] | None = None,
         asking: Callable[[list[str]], None] | None = None,
     ) -> Planned:
         """`running`: the `wanted` of what runs, so that it can be rendered again with the same facts.
@@ -130,6 +131,7 @@ class Source:
             kept_gpus=kept_gpus,
             kept_gpu_words=kept_gpu_words,
             learned=learned,
+            digests=digests or {},
         )
 
         def gathered(ask: bool) -> Facts:

@@ -284,11 +284,12 @@ def gather(
         folders={path: headers.folder(path) for path in needs.folders},
         tags={tag: headers.tag(tag, environ.get("HOME")) for tag in needs.tags},
         blobs={
-            tag: look(blob).identity
+            tag: os.path.basename(blob)
             for tag in needs.tags
             if isinstance(blob := headers.weights(tag, environ.get("HOME")), str)
         },
         learned=previous.learned,
+        digests=previous.digests,
     )
 
 

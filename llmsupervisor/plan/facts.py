@@ -126,7 +126,9 @@ class Facts:
     folders: dict[str, HfModel | HfError] = field(default_factory=dict)
     tags: dict[Tag, GgufHeader | GgufError] = field(default_factory=dict)
     blobs: dict[Tag, str] = field(default_factory=dict)
-    """Identities of their weights; several tags may have the same."""
+    """Their weights, as `sha256-DIGEST`; several tags may have the same."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Identities of files that an Ollama's models were made from → SHA-256."""
     learned: Lessons = ()
 
     @property
@@ -214,11 +216,14 @@ def header_of(service: Service, model: OllamaModel, facts: Facts) -> GgufHeader 
 
 
 def weights_of(service: Service, model: OllamaModel, facts: Facts) -> str:
-    """Identity of the file of its weights; empty: nobody has seen it."""
+    """`sha256-DIGEST` of its weights, or the identity of a file that no model was made from yet; empty: nobody has seen it."""
     if not model.file:
         return facts.blobs.get(tag_of(service, model.name), "")
     file = facts.files.get(model.file)
-    return file.identity if file is not None else ""
+    if file is None:
+        return ""
+    digest = facts.digests.get(file.identity)
+    return f"sha256-{digest}" if digest else file.identity
 
 
 def tag_of(service: Service, model: str) -> Tag:

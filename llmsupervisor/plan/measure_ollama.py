@@ -80,7 +80,7 @@ def ollama(plan: ServicePlan, facts: Facts, cards: Sequence[GpuFact]) -> Estimat
         processes=len(models),
         doubts=tuple(doubts),
         cache_ram=len(models) * cache_ram(plan.service.task, float(kept) if kept.isdigit() else None),
-        mapped=True,
+        mapped=bool(cards),  # on the CPU Ollama gives its runner `--load-mode none`
     )
 
 

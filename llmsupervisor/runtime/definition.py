@@ -230,7 +230,9 @@ class Runner(Table):
     """The process that the service starts for each loaded model: a llama-server of which the service itself tells little."""
 
     hang: Duration = 20.0
-    """Without an answer and without CPU time for so long: it hangs, and is ended."""
+    """One that answers nothing and uses no CPU time is ended within so long, and within `probe.stall_timeout`. One that
+    answers and moves no token is suspected after `probe.stall_timeout`, and ended where a tiny request then fails: within
+    two thirds of `hang` and 15 s more."""
     metrics: Metrics | None = None
 
 

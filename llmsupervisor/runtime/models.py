@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
+from llmsupervisor.base.units import format_size
 from llmsupervisor.runtime.engine import Call
 from llmsupervisor.spec.model import OllamaModel, Service
 
@@ -134,7 +135,7 @@ class Progress:
     def text(self) -> str:
         if not self.total or self.completed is None:
             return self.status
-        return f"{self.status}: {100 * self.completed // self.total} %"
+        return f"{self.status}: {100 * self.completed // self.total} % of {format_size(self.total)}"
 
 
 def progress(line: Any) -> Progress | str:

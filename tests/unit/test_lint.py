@@ -245,7 +245,11 @@ CASES: dict[str, Case] = {
     "C97": Case([llama(drain_timeout="0s")], [llama(), other(drain_timeout="0s")]),
     "C108": Case([ollama(client_options="passed")], [ollama(), ollama(client_options="pinned")]),
     "C107": Case(
-        [ollama(models=TWINS), ollama(models=[*TWINS, FILES[0]])],
+        [
+            ollama(models=TWINS),
+            ollama(models=[*TWINS, FILES[0]]),
+            ollama(models=[TWINS[0], {"name": "z", "file": "/m/z.gguf", "context_length": 512}]),
+        ],
         [
             ollama(models=TWINS[:1]),
             ollama(models=[{**each, "context_length": 4096} for each in TWINS]),
@@ -254,8 +258,9 @@ CASES: dict[str, Case] = {
         ],
         replace(
             BOX,
-            files={**BOX.files, "/m/x.gguf": File("file", 1, "8:1:1:1"), "/m/y.gguf": File("file", 1, "8:2:1:1")},
-            blobs={("", "a:latest"): "8:3:1:1", ("", "a-long:latest"): "8:3:1:1"},
+            files={**BOX.files, **{f"/m/{n}.gguf": File("file", 1, f"8:{n}:1:1") for n in "xyz"}},
+            blobs={("", "a:latest"): "sha256-aa", ("", "a-long:latest"): "sha256-aa"},
+            digests={"8:z:1:1": "aa", "8:x:1:1": "bb"},
         ),
     ),
     "C96": Case(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from llmsupervisor.daemon.desired import Desired
 from llmsupervisor.runtime import models
 from llmsupervisor.runtime.engine import Call
 from llmsupervisor.runtime.models import Offload, Progress, RunnerArgs, Shown, model_of, progress, runner_of, shown
@@ -82,7 +83,11 @@ def test_progress_of_a_create_and_a_pull() -> None:
     assert next(map(progress, lines)) == Progress("parsing GGUF")
     pulled = [progress(json.loads(line)) for line in text("pull_stream.ndjson").splitlines()]
     assert pulled[1] == Progress("pulling b2b2b2b2b2b2", 0, 4920738944)
-    assert isinstance(pulled[2], Progress) and pulled[2].completed == 1241970 and pulled[2].text().endswith(": 0 %")
+    assert (
+        isinstance(pulled[2], Progress)
+        and pulled[2].completed == 1241970
+        and pulled[2].text().endswith(": 0 % of 4.6 GiB")
+    )
     assert [Progress("verifying", *of).text() for of in ((), (None, 9), (0, 0))] == ["verifying"] * 3
     (_, failed) = [progress(json.loads(line)) for line in text("pull_error.ndjson").splitlines()]
     assert failed == "pull model manifest: file does not exist"
@@ -217,3 +222,10 @@ def test_requests_that_never_end_are_forgotten() -> None:
     assert log.feed(slot(task, new.format(task)) for task in range(1, 1026)) == []
     ends = [slot(task, end).replace("operator()", "release") for task in (1, 2, 1025)]
     assert log.feed(ends) == [Timing(2), Timing(1025)]
+
+
+def test_files_that_models_were_made_from() -> None:
+    known = Desired()
+    known.wish("a").made = {"x": {"file": "/m/x", "identity": "8:1", "sha256": "aa"}}
+    known.wish("b").made = {"y": {"file": "/m/y", "identity": "8:2", "sha256": ""}}
+    assert known.made_from() == {"8:1": "aa"}, "of y no digest is known"

@@ -319,6 +319,13 @@ def test_a_redraw_never_scrolls_and_leaves_nothing_behind() -> None:
     assert shown.count("\n") == shown.count("\x1b[K") == out.height - 1
 
 
+def test_how_much_of_a_model_is_there() -> None:
+    said = {"status": "uploading", "completed": 2110000000, "total": 4920738944}
+    told = service(targets=[{**service()["targets"][0], "state": "creating", "progress": said}])
+    assert "uploading: 43% of 4.6 GiB" in "\n".join(lines(views.detail(told, NOW)))  # type: ignore[arg-type]
+    assert views.progress_text({"status": "verifying", "completed": None, "total": None}) == "verifying"
+
+
 # --- progress -----------------------------------------------------------------------------------------------------
 
 
