@@ -58,9 +58,10 @@ bench-tui: .venv/.tui ## the terminal UI under a real pty, beside an empty Textu
 pictures: .venv/.dev ## those of the README, from the running terminal UI
 	@$(BIN)/python tests/tui/pictures.py --live docs/pictures
 
-soak: .venv/.dev engines ## 10,000 random kills instead of 200, an hour of reloads under load instead of a minute: hours
+soak: .venv/.dev engines ## 10,000 random kills instead of 200, an hour of reloads under load, 60,000 random keys: hours
 	@LLMSUPERVISOR_REQUIRE_ENGINES=1 LLMSUPERVISOR_KILLS=10000 $(BIN)/pytest -q --timeout 36000 -s tests/fault -k random_kills
 	@LLMSUPERVISOR_STORM=3600 $(BIN)/pytest -q --timeout 7200 -s tests/gateway/test_storm.py
+	@LLMSUPERVISOR_KEYS=20000 LLMSUPERVISOR_UPDATES=200000 $(BIN)/pytest -q --timeout 36000 -s tests/tui/test_keys.py tests/tui/test_soak.py
 
 coverage: .venv/.dev ## every branch of base, spec, runtime, plan and service
 	@$(BIN)/coverage run -m pytest -q -m "not slow and not engine" $(PURE)

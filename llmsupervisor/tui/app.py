@@ -36,6 +36,7 @@ class SupervisorApp(App[None]):
     BINDINGS = [
         Binding("ctrl+c", "app.quit", "detach", priority=True),
         Binding("ctrl+l", "redraw", "draw anew"),
+        Binding("ctrl+p,colon", "palette", "command palette"),
         *(Binding(page.digit, f"page('{page.name}')", page.name) for page in PAGES),
     ]
 
@@ -43,12 +44,12 @@ class SupervisorApp(App[None]):
         super().__init__(ansi_color=True)
         self.theme = "ansi-dark"
         self.feeds = feeds
-        self._paint = Paint(feeds.environ)
+        self.paint = Paint(feeds.environ)
         self._frame = Frame()
         self._waiting = False
 
     def get_default_screen(self) -> Dashboard:
-        return Dashboard(self.feeds, self._paint)
+        return Dashboard(self.feeds, self.paint)
 
     def on_mount(self) -> None:
         if not self.is_headless:
@@ -59,18 +60,24 @@ class SupervisorApp(App[None]):
     def on_unmount(self) -> None:
         self.feeds.close()
 
-    def action_page(self, name: str) -> None:
-        """The overview is below all others, and they never stack."""
+    def action_palette(self) -> None:
+        from llmsupervisor.tui.palette import Palette
+
+        if isinstance(self.screen, Page):
+            self.push_screen(Palette(self.paint.ascii))
+
+    def action_page(self, name: str, service: str | None = None) -> None:
+        """The overview is below all others, and they never stack. `service`: None is the one selected now."""
         page = self.screen
-        if not isinstance(page, Page) or name == page.NAME:
+        if not isinstance(page, Page) or (name == page.NAME and service in (None, page.selected)):
             return
-        service = page.selected
+        service = service or page.selected
         while len(self.screen_stack) > 1:
             self.pop_screen()
         if name != PAGES[0].name:
             found = place(name)
             kind = getattr(import_module(f"llmsupervisor.tui.{found.module}"), found.kind)
-            self.push_screen(kind(self.feeds, self._paint, service))
+            self.push_screen(kind(self.feeds, self.paint, service))
 
     # --- what is sent to the terminal ---------------------------------------------------------------------------
 

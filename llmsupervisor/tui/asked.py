@@ -31,10 +31,14 @@ class Asked:
         """Unix seconds of the last answer."""
         self._trouble = ""
 
-    def get(self) -> tuple[Any, str]:
-        """The last answer (None: not yet), and why there is no newer one."""
+    def get(self, anew: bool = True) -> tuple[Any, str]:
+        """The last answer (None: not yet), and why there is no newer one. Not `anew`: one answer is enough."""
         with self._lock:
-            if not self._asking and time.monotonic() - self._answered > (RETRY if self._trouble else self._every):
+            if (
+                (anew or self._answer is None)
+                and not self._asking
+                and time.monotonic() - self._answered > (RETRY if self._trouble else self._every)
+            ):
                 self._asking = True
                 threading.Thread(target=self._ask, name=self._call, daemon=True).start()
             return self._answer, self._trouble

@@ -65,11 +65,11 @@ class Confirm(ModalScreen[bool]):
     def __init__(self, paint: Paint, lines: Sequence[Line]) -> None:
         super().__init__()
         self._paint = paint
-        self._lines = lines
+        self.lines = lines
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="question", classes="ascii" if self._paint.ascii else "", can_focus=False):
-            yield Static(self._paint.lines(self._lines))
+            yield Static(self._paint.lines(self.lines))
 
     def action_answer(self, yes: bool) -> None:
         self.dismiss(yes)

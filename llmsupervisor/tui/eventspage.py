@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 class EventsPage(ListPage):
     NAME = "events"
-    HINTS = ("/ filter", "+ - time", "enter whole", "y copy")
+    HINTS = ("/ filter", "< > time", "enter whole", "y copy")
     WORDS = "words that an event has: a service, a state, a kind"
     BINDINGS = [
-        Binding("plus,equals_sign", "zoom(1)", "a longer time line"),
-        Binding("minus", "zoom(-1)", "a shorter time line"),
+        Binding("greater_than_sign", "zoom(1)", "a longer time line"),
+        Binding("less_than_sign", "zoom(-1)", "a shorter time line"),
     ]
 
     def __init__(self, feeds: Feeds, paint: Paint, service: str | None = None) -> None:

@@ -34,6 +34,8 @@ class Reader(threading.Thread):
         self._wake = threading.Event()
         self._ended = self._fresh = False
         self._client: Client | None = None
+        self.held = False
+        """What was told already is told again, until this is over; reading goes on."""
 
     def close(self) -> None:
         self._ended = True
@@ -92,17 +94,24 @@ class Picture(NamedTuple):
 class StatusFeed(Reader):
     def __init__(self, find_socket: FindSocket, interval: float) -> None:
         super().__init__(find_socket, "status")
+        self.interval = interval
         self.picture = Picture(interval=interval)
 
     def _read(self, client: Client) -> None:
-        interval = self.picture.interval
+        interval = self.interval
         for status in client.stream("watch", timeout=interval + SILENCE, interval=interval):
             self.picture = Picture(status, time.monotonic(), time.time(), interval=interval)
             self._fresh = True
         self._failed("the daemon ended the stream")
 
+    def pace(self, interval: float) -> None:
+        """Seconds between two pictures from now on."""
+        self.interval = interval
+        self._interrupt()
+
     def _failed(self, why: str) -> None:
-        self.picture = self.picture._replace(lost=why)
+        if not self._wake.is_set():
+            self.picture = self.picture._replace(lost=why)
 
 
 class News(NamedTuple):
@@ -138,8 +147,10 @@ class LogFeed(Reader):
         self._interrupt()
 
     def take(self) -> News:
-        """What came since the last call."""
+        """What came since the last call. Of another service also while it is held."""
         with self._lock:
+            if self.held and not self._anew:
+                return News([], False, self._trouble)
             news = News(list(self._lines), self._anew, self._trouble)
             self._lines.clear()
             self._anew = False

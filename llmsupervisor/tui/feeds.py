@@ -19,6 +19,8 @@ from llmsupervisor.tui.planfeed import PlanFeed
 if TYPE_CHECKING:
     from llmsupervisor.link.messages import Event, RequestRecord
 
+PACES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+"""Seconds between two pictures of the daemon that can be chosen."""
 LONG = 5000
 """Lines that the page of a log asks for at the begin."""
 REQUESTS, EVENTS = 10_000, 5000
@@ -48,10 +50,30 @@ class Feeds:
         self.plans = PlanFeed(find)
         self.orders = Orders(find)
         self._asked: dict[str, tuple[str, Asked]] = {}
+        self._still: Picture | None = None
 
     @property
     def picture(self) -> Picture:
-        return self._statuses.picture
+        return self._still or self._statuses.picture
+
+    @property
+    def paused(self) -> bool:
+        return self._still is not None
+
+    def pause(self, on: bool) -> None:
+        """What is shown stays as it is; all is read on meanwhile."""
+        self._still = self._statuses.picture if on else None
+        for feed in (self.logs, self.long_log, self.requests, self.live, self.events):
+            feed.held = on
+
+    def pace(self, by: int) -> float:
+        """One step more (1) or less (-1) often; seconds between two pictures from now on."""
+        now = self._statuses.interval
+        steps = [step for step in PACES if (step < now if by > 0 else step > now)]
+        chosen = (max(steps) if by > 0 else min(steps)) if steps else now
+        if chosen != now:
+            self._statuses.pace(chosen)
+        return chosen
 
     def trend(self, service: str) -> Any:
         """Figures of this service over the last minutes; None while they are not known."""
@@ -71,7 +93,7 @@ class Feeds:
         """The answer for what is looked at; for something else it is asked anew."""
         if call not in self._asked or self._asked[call][0] != what:
             self._asked[call] = what, Asked(self.find, call, every=every, **args)
-        return self._asked[call][1].get()[0]
+        return self._asked[call][1].get(anew=not self.paused)[0]
 
     def start(self) -> None:
         """All else is read from when a page wants it."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from llmsupervisor.base.text import pad, printable, width
 from llmsupervisor.cli import views
 from llmsupervisor.cli.views import Line, Span, text_of
+from llmsupervisor.tui.ages import coarse
 from llmsupervisor.tui.pages import PAGES
 
 if TYPE_CHECKING:
@@ -29,17 +30,27 @@ def stale_age(picture: Picture, now: float) -> str:
 
 
 def header(
-    picture: Picture, now: float, room: int, short: bool, readonly: bool = False, host: str | None = None
+    picture: Picture,
+    now: float,
+    room: int,
+    short: bool,
+    readonly: bool = False,
+    host: str | None = None,
+    paused: bool = False,
 ) -> list[Line]:
     """One line, or two where there is height; the state of the link stands at the right."""
     stale = stale_age(picture, now)
     mark = (
         Span("CONNECTING", "warn")
         if picture.status is None
+        else Span(f"PAUSED {views.age(coarse(now - picture.received))}", "alarm")
+        if paused
         else Span(f"STALE {stale}", "alarm")
         if stale
         else Span("LIVE", "good")
     )
+    if picture.interval != 1.0:
+        mark = Span(f"{mark.text} each {picture.interval:g} s", mark.role)
     if readonly:
         mark = Span(f"READ-ONLY {mark.text}", mark.role)
     status = picture.status
@@ -69,13 +80,13 @@ def _spread(left: Line, right: Span, room: int) -> Line:
     return [*left, Span(" " * gap), right]
 
 
-def banner(picture: Picture, now: float, most: int) -> list[Line]:
+def banner(picture: Picture, now: float, most: int, paused: bool = False) -> list[Line]:
     """At most `most` lines: why the picture is old, then what is wrong with the daemon and its spec."""
     lines: list[Line] = []
     stale = stale_age(picture, now)
     if picture.lost:
         lines.append([Span(printable(picture.lost), "warn")])
-    elif stale:
+    elif stale and not paused:
         lines.append([Span("the daemon is silent; what is shown is old, what runs goes on", "warn")])
     if picture.status is not None:
         lines += views.troubles(picture.status, picture.wall)
@@ -136,10 +147,25 @@ def help_lines(page: str, bindings: Iterable[ActiveBinding]) -> list[Line]:
     ]
 
 
-COMMON = {"y", "Y", "i", "question_mark", "escape", "q", "ctrl+c", "ctrl+l", *(page.digit for page in PAGES)}
+COMMON = {
+    "y",
+    "Y",
+    "i",
+    "question_mark",
+    "space",
+    "plus",
+    "equals_sign",
+    "minus",
+    "escape",
+    "q",
+    "ctrl+c",
+    "ctrl+l",
+    *(page.digit for page in PAGES),
+}
 FOREIGN = {"super+c", "ctrl+q", "tab", "shift+tab", "ctrl+pageup", "ctrl+pagedown"}
 """The library's own, which are of no use here."""
 NAMES = {
     "question_mark": "?", "slash": "/", "left_square_bracket": "[", "right_square_bracket": "]",
     "pageup": "PgUp", "pagedown": "PgDn", "escape": "Esc", "enter": "Enter", "ctrl+c": "^C", "ctrl+l": "^L", "vertical_line": "|",
+    "plus": "+", "equals_sign": "=", "minus": "-", "less_than_sign": "<", "greater_than_sign": ">",
 }  # fmt: skip

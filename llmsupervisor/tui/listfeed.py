@@ -42,13 +42,13 @@ class ListFeed(Reader, Generic[Item]):
     def kept(self) -> Kept[Item]:
         """The same object as long as nothing changed."""
         with self._lock:
-            if self._kept.version != self._version:
+            if self._kept.version != self._version and not (self.held and self._kept.complete):
                 self._kept = Kept(list(self._items.values()), self._version, self._complete, self._trouble)
             return self._kept
 
     def find(self, key: Hashable) -> Item | None:
         with self._lock:
-            return self._items.get(key)
+            return None if self.held else self._items.get(key)
 
     def _read(self, client: Client) -> None:
         for item in client.stream(self._call, timeout=60.0, lines=FIRST, follow=False):

@@ -69,12 +69,16 @@ class LiveFeed(Reader):
         self._looks = Looks()
         self._told = self._since = self._asked = -math.inf
         self._idle = False
+        self._last: tuple[list[Running] | None, bool] = None, True
 
     def running(self) -> tuple[list[Running] | None, bool]:
         """None: not known now; and whether it is too early to say why. The gateway is asked from the first call on,
         until there was none for some seconds.
         """
         now = time.monotonic()
+        if self.held and self._last[0] is not None:
+            self._asked = now
+            return self._last
         if now - self._asked > OLD:
             self._since = now
         self._asked = now
@@ -83,7 +87,9 @@ class LiveFeed(Reader):
         elif self._idle:
             self._interrupt()
         with self._lock:
-            return list(self._looks.running) if now - self._told < OLD else None, now - self._since < OLD
+            known = list(self._looks.running) if now - self._told < OLD else None
+            self._last = known, now - self._since < OLD
+            return self._last
 
     @property
     def _wanted(self) -> bool:

@@ -49,6 +49,9 @@ class Page(Screen[None]):
         Binding("Y", "copy(True)", "copy as JSON"),
         Binding("i", "meaning", "where figures come from, and what they do not mean"),
         Binding("question_mark", "help", "keys"),
+        Binding("space", "pause", "hold what is shown, and go on"),
+        Binding("plus,equals_sign", "pace(1)", "a picture more often"),
+        Binding("minus", "pace(-1)", "a picture less often"),
         Binding("escape", "back", "back"),
         Binding("q", "app.quit", "detach"),
     ]
@@ -126,8 +129,11 @@ class Page(Screen[None]):
         if not self.is_attached or (isinstance(self.app.screen, Page) and self.app.screen is not self):
             return
         picture, now, room = self.picture, time.monotonic(), self.room.width
-        self.put("header", header.header(picture, now, room, self.short, self._feeds.readonly, self._feeds.host))
-        banner = [views.clip(line, room) for line in header.banner(picture, now, 2 if self.short else 5)]
+        feeds = self._feeds
+        told = header.header(picture, now, room, self.short, feeds.readonly, feeds.host, feeds.paused)
+        self.put("header", told)
+        banner = header.banner(picture, now, 2 if self.short else 5, feeds.paused)
+        banner = [views.clip(line, room) for line in banner]
         self.put("banner", banner)
         hints = [header.ORDERS, *self.HINTS] if self.ORDERS and not self._feeds.readonly else self.HINTS
         self.put("keys", [header.keys(self.NAME, hints, room)])
@@ -166,6 +172,14 @@ class Page(Screen[None]):
     def action_back(self) -> None:
         if len(self.app.screen_stack) > 1:
             self.app.pop_screen()
+
+    def action_pause(self) -> None:
+        self._feeds.pause(not self._feeds.paused)
+        self.tick()
+
+    def action_pace(self, by: int) -> None:
+        self.tell([Span(f"a picture each {self._feeds.pace(by):g} s")])
+        self.tick()
 
     def action_meaning(self) -> None:
         from llmsupervisor.tui import shown
@@ -229,7 +243,12 @@ class Page(Screen[None]):
         self.tell([Span(printable(f"copied {kept}, and {where}"), "warn" if trouble else "good")])
 
     def action_order(self, verb: str) -> None:
-        service, status = self.service, self.picture.status
+        self.order(verb, self.selected)
+
+    def order(self, verb: str, name: str | None) -> None:
+        """Asks first."""
+        service = next((s for s in self.services if s["name"] == name), None)
+        status = self.picture.status
         if service is None or status is None:
             self.tell([Span(f"nothing to {verb}: no service is selected", "warn")])
             return

@@ -81,6 +81,7 @@ def around(picture: Picture, now: float) -> list[Shown]:
         Shown("READY", header.ready(status), picture.wall),
         Shown("GENERATION", str(status["daemon"]["spec"]["generation"]), picture.wall),
         Shown("UP", age(status["daemon"]["uptime_s"]), picture.wall),
+        Shown("RATE", f"a picture each {picture.interval:g} s"),
         Shown("LINK", f"STALE {stale}" if stale else "LIVE", picture.wall),
     ]
 

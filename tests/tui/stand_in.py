@@ -173,12 +173,15 @@ class StandIn:
                 return
             result = {"v": 1, "services": [plan]}
         elif call in self.answers:
+            if not args.get("dry_run", True):
+                self.orders.append({"call": call, **args})
             result = self.answers[call]
         elif call in ORDERS:
             self.orders.append({"call": call, **args})
             if self.refusal:
                 peer.sendall(encode({"id": number, "ok": False, "error": {"code": 1, "text": self.refusal}}))
                 return
+            result = {"generation": 4, "changes": [], "error": None} if call == "reload" else None
             if "service" in args:
                 peer.sendall(encode({"id": number, "item": {"service": args["service"], "state": "STARTING"}}))
         else:

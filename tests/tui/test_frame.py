@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.segment import Segment
 from rich.style import Style
 from textual._compositor import ChopsUpdate, LayoutUpdate
+from textual.command import CommandPalette
 from textual.drivers import headless_driver
 from textual.geometry import Region
 from textual.pilot import Pilot
@@ -192,7 +193,8 @@ def test_every_page_looks_on_the_terminal_as_textual_means_it(
         while True:
             await pilot.pause(0.05)
             size = app.screen.size
-            wanted = whole(app.screen._compositor.render_strips(), *size) if not app._background_screens else []
+            behind = app._background_screens and not CommandPalette.is_open(app)
+            wanted = [] if behind else whole(app.screen._compositor.render_strips(), *size)
             found = differing(cells(Recorded.screen), wanted) if wanted else []
             if not found:
                 return
@@ -208,6 +210,10 @@ def test_every_page_looks_on_the_terminal_as_textual_means_it(
             await pilot.press("r")
             await until(pilot, lambda s: "restart chat?" in s, "the question")
             await pilot.press("n")
+            for key in ("ctrl+p", *"resta", "down", "backspace", "escape", ":", *"theme", "escape"):
+                await pilot.press(key)
+                await same(pilot, f"in the palette, after {key}")
+            assert not CommandPalette.is_open(app)
             stand_in.say(service("chat", restarts=5), EMBED, service("third", "STARTING", phase="loading model"))
             await until(pilot, lambda s: "third" in s, "the new status")
             await same(pilot, "after a question and a new status")
