@@ -31,7 +31,7 @@ async def command(pilot: Pilot[None], words: str, opening: str = "ctrl+p") -> No
     await pilot.press("enter")
 
 
-@pytest.mark.parametrize(("size", "lang"), PLACES, ids=str)
+@pytest.mark.parametrize(("size", "lang"), PLACES[:2], ids=str)
 def test_it_leads_to_pages_services_and_requests(stand_in: StandIn, size: tuple[int, int], lang: str) -> None:
     async def play(pilot: Pilot[None]) -> None:
         await command(pilot, "service embed", ":")
