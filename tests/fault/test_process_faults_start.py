@@ -73,20 +73,20 @@ def test_P2_argument_error_waits_for_a_change(faults: Box) -> None:
 
 
 def test_P7_a_start_without_progress_ends_at_its_deadline(faults: Box) -> None:
-    faults.up({"ready_after": 600, "quiet": 1, "times": 1}, start_timeout="1s")
+    faults.up({"ready_after": 600, "quiet": 1, "times": 1}, start_timeout="3s")
     faults.again(1)
     faults.once(2)
     (exit,) = faults.wait_exits(1)
     spent = given(faults)
-    assert exit["cause"] == "start-timeout" and 1 <= spent < 4
+    assert exit["cause"] == "start-timeout" and 3 <= spent < 12, "given no more"
 
 
 def test_P7_progress_extends_the_deadline(faults: Box) -> None:
-    """2.5 times the time it is given, with growing memory: one start."""
-    faults.up({"ready_after": 2.5, "grow": 20, "quiet": 1}, start_timeout="1500ms")
+    """Longer than the time it is given, with growing memory: one start."""
+    faults.up({"ready_after": 4, "grow": 20, "quiet": 1}, start_timeout="3s")
     watch = Stopwatch()
     faults.ready()
-    assert watch.lap("READY") > 2
+    assert watch.lap("READY") > 3
     faults.once(1)
     assert faults.exits() == []
 
@@ -97,7 +97,7 @@ def test_P7_progress_extends_it_three_times_at_most(faults: Box) -> None:
     faults.again(1)
     (exit,) = faults.wait_exits(1)
     spent = given(faults)
-    assert exit["cause"] == "start-timeout" and 4.4 < spent < 12
+    assert exit["cause"] == "start-timeout" and 4.4 < spent < 20
     faults.once(2)
 
 
