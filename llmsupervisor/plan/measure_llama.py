@@ -163,6 +163,7 @@ def settings_of(plan: ServicePlan, cards: Sequence[GpuFact]) -> Settings | str:
         ubatch=int(number(plan, "--ubatch-size", "-ub") or 512),
         draft_tokens=int(number(plan, "--spec-draft-n-max") or 0) if plan.service.draft else 0,
         embedding=plan.service.task != "chat",
+        pooling=value(plan, "--pooling") or ("rank" if plan.service.task == "rerank" else ""),
         gpus=shares,
         gpu_layers=_layers(value(plan, "--n-gpu-layers", "-ngl")),
         kv_offload=not said(plan, "--no-kv-offload", "-nkvo"),

@@ -103,9 +103,28 @@ def _kinds(model: HfModel, layers: int) -> tuple[int, int] | NoFormula:
         if len(words) == layers and sliding + words.count("full_attention") == layers:
             return (layers - sliding, sliding)
         return NoFormula("no formula for the KV cache of a model whose layers are of other kinds than full and sliding")
-    if model.number("sliding_window") and model.text.get("use_sliding_window") is not False:
+    if not model.number("sliding_window"):
+        return (layers, 0)
+    full = _full(model, layers)
+    if full is None:
         return NoFormula("config.json does not say which layers slide (layer_types)")
-    return (layers, 0)
+    return (full, layers - full)
+
+
+def _full(model: HfModel, layers: int) -> int | None:
+    """Layers that attend to everything where the file has no `layer_types`: what the classes of transformers 5 fill in,
+    and vLLM's rule that all slide where nothing is filled in."""
+    kind, slides = str(model.text.get("model_type")), model.text.get("use_sliding_window")
+    if kind in ("qwen2", "qwen3"):
+        after = model.text.get("max_window_layers")
+        return layers if slides is not True else min(layers, after) if isinstance(after, int) and after >= 0 else None
+    if slides is False:
+        return layers
+    if kind == "gemma2":
+        return layers // 2
+    if kind in ("gemma3", "gemma3_text"):
+        return layers // (model.number("sliding_window_pattern") or 6)
+    return 0 if kind in ("mistral", "mixtral", "phi3") else None
 
 
 def _width(kv_type: str, model: HfModel) -> int | NoFormula:

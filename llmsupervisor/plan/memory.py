@@ -15,6 +15,7 @@ from llmsupervisor.plan.gguf import GgufHeader
 from llmsupervisor.plan.memory_compute import Compute, compute
 from llmsupervisor.plan.memory_graph import Run
 from llmsupervisor.plan.memory_place import HOST, Override, Where, adapter_weights, layer_devices, places, weights
+from llmsupervisor.plan.memory_pooling import POOLINGS, pooling_of
 from llmsupervisor.plan.memory_shape import Layer, NoFormula, Shape, shape_of
 
 COPIES = 4
@@ -45,6 +46,8 @@ class Settings:
     draft_tokens: int = 0
     state_snapshots: int = 0
     embedding: bool = False
+    pooling: str = ""
+    """Of an embedding server; empty: as the file says."""
     gpus: tuple[float, ...] = ()
     gpu_layers: int | None = None
     kv_offload: bool = True
@@ -155,8 +158,10 @@ def estimate(header: GgufHeader, settings: Settings, adapters: Sequence[GgufHead
     parts += _caches(shape, settings, devices)
     _add_compute(header, shape, settings, devices, adapters, parts, unknown)
     if vocabulary := header.vocabulary:
-        rows = settings.rows
-        parts.append(Part("output buffer", 4 * vocabulary * rows, HOST, f"{rows} rows of {vocabulary} logits × 4 B"))
+        rows, width = settings.rows, vocabulary
+        if settings.embedding:  # grows with the first full batch: logits and embedding of every token
+            rows, width = settings.batch_tokens, vocabulary + shape.embedding
+        parts.append(Part("output buffer", 4 * width * rows, HOST, f"{rows} rows of {width} figures × 4 B"))
     for gpu in _gpus(devices):
         if settings.gpu_overhead is None:
             unknown.append(f"GPU {gpu}: what a process takes beside its buffers is not measured yet")
@@ -249,7 +254,7 @@ def _caches(shape: Shape, settings: Settings, devices: list[Where]) -> list[Part
     return [Part(name, size, where, why[name]) for (name, where), size in sizes.items()]
 
 
-def run_of(shape: Shape, settings: Settings, *, device: bool) -> Run:
+def run_of(shape: Shape, settings: Settings, *, device: bool, pooling: str = "") -> Run:
     per_batch = settings.batch_tokens
     sequences = settings.parallel
     attending = [layer for layer in shape.layers if layer.k]
@@ -263,7 +268,8 @@ def run_of(shape: Shape, settings: Settings, *, device: bool) -> Run:
         unified=settings.unified,
         cells=settings.cells,
         cells_sliding=settings.cells_sliding(shape.window),
-        rows=min(per_batch, settings.rows),
+        rows=min(per_batch, settings.outputs or per_batch) if settings.embedding else min(per_batch, settings.rows),
+        pooling=pooling if settings.embedding else "",
         flash=settings.flash_attention,
         rotate_k=rotate_k,
         rotate_v=rotate_v,
@@ -294,11 +300,12 @@ def _add_compute(
     parts: list[Part],
     unknown: list[str],
 ) -> None:
-    if settings.embedding or not shape.cache:
-        unknown.append("the compute buffer of an embedding server has no formula")
+    pooling = settings.pooling or pooling_of(header)
+    if settings.embedding and pooling not in POOLINGS:
+        unknown.append(f"no formula for an embedding server with pooling {pooling or '(unknown)'}")
         return
     gpus = _gpus(devices)
-    on_host = compute(header, shape, run_of(shape, settings, device=False), adapters)
+    on_host = compute(header, shape, run_of(shape, settings, device=False, pooling=pooling), adapters)
     if isinstance(on_host, NoFormula):
         unknown.append(on_host.reason)
         return
@@ -306,7 +313,7 @@ def _add_compute(
     if not gpus:
         parts.append(Part("compute", on_host.bytes, HOST, text))
         return
-    on_gpu = compute(header, shape, run_of(shape, settings, device=True), adapters)
+    on_gpu = compute(header, shape, run_of(shape, settings, device=True, pooling=pooling), adapters)
     assert isinstance(on_gpu, Compute), on_gpu  # the device takes no part in whether there is a formula
     moved = _largest_on_host(header, devices[: len(shape.layers)], settings.overrides)
     partly = any(device == HOST for device in devices) or bool(moved) or not settings.kv_offload

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from llmsupervisor.plan.gguf import GgufHeader
 from llmsupervisor.plan.memory_alloc import CACHE, Graph, Tensor
 from llmsupervisor.plan.memory_graph import Attention, Builder, Run
+from llmsupervisor.plan.memory_pooling import bert, gemma_embedding, pool
 from llmsupervisor.plan.memory_shape import Layer, NoFormula, Shape
 
 MAX_EXPERTS_USED = 64
@@ -33,6 +34,8 @@ def compute(header: GgufHeader, shape: Shape, run: Run, adapters: Sequence[GgufH
     if any(used > MAX_EXPERTS_USED for used in builder.experts_used):
         return NoFormula(f"the file says more than {MAX_EXPERTS_USED} experts per token")
     alignment = 128 if run.device else 32
+    if run.pooling and shape.cache and shape.architecture not in _DECODERS.split():
+        return NoFormula(f"no formula for the compute buffer of architecture {shape.architecture!r} that embeds")
     try:
         graph = build(builder)
     except (KeyError, IndexError, ZeroDivisionError, ValueError, AssertionError):
@@ -81,7 +84,13 @@ def _decoder(b: Builder) -> Graph:
     if own:
         cur.output = True
         cur = g.new((cur.dims[0], b.run.rows), cur, out)
-    return b.finish(cur, capped=architecture == "gemma2")
+    return _finish(b, cur)
+
+
+def _finish(b: Builder, cur: Tensor) -> Graph:
+    g = b.finish(cur, capped=b.shape.architecture == "gemma2")
+    pool(b, b.normed)
+    return g
 
 
 def _feed_forward(b: Builder, layer: Layer, a: Tensor) -> Tensor:
@@ -282,6 +291,8 @@ _DECODERS = (
 BUILDERS: dict[str, Callable[[Builder], Graph]] = {
     **dict.fromkeys(_DECODERS.split(), _decoder),
     "deepseek2": _deepseek2,
+    **dict.fromkeys(("bert", "nomic-bert", "jina-bert-v3"), bert),
+    "gemma-embedding": gemma_embedding,
     "lfm2": _lfm2,
     "mamba2": _mamba2,
 }

@@ -37,6 +37,8 @@ class Run:
     device: bool = False
     copy_k: bool = False
     copy_v: bool = False
+    pooling: str = ""
+    """Of an embedding server, which pools the tokens of a sequence."""
 
     @property
     def streams(self) -> int:
@@ -64,6 +66,8 @@ class Builder:
         self.names: dict[str, FileTensor] = {t.name: t for t in header.tensors}
         self.adapters = [{t.name: t.shape[1] for t in one.tensors if len(t.shape) > 1} for one in adapters]
         """Of each LoRA: matrix → its rows."""
+        self.normed = self.graph.input(0)
+        """The last hidden state of each token, once it is there."""
         self.experts_used = header.numbers("expert_used_count", header.n_layers or 0) or ()
 
     def has(self, layer: Layer, name: str) -> bool:
@@ -163,6 +167,29 @@ class Builder:
         found = self.heads(layer, inputs, q, layer.head_v)
         if inputs.rotate_v is not None:
             found = self.rotate(found, inputs.rotate_v)
+        return self.linear(layer, "attn_output", found)
+
+    def mask(self) -> Tensor:
+        """Without a cache: of the tokens to each other."""
+        return self.graph.input(self.n, self.n, kind="f16" if self.run.flash else "f32")
+
+    def attend_bare(self, layer: Layer, mask: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`build_attn` without a cache."""
+        g, n = self.graph, self.n
+        for part in (q, k, v):
+            g.expand(part)
+        size, heads = q.dims[:2]
+        q = g.permute(g.view(q, (size, heads, n, 1), (q.strides[1], q.strides[2], q.strides[2] * n)), 0, 2, 1, 3)
+        k, v = g.permute(k, 0, 2, 1, 3), g.permute(v, 0, 2, 1, 3)
+        if self.run.flash:
+            k, v = g.new(k.dims, k, kind="f16"), g.new(v.dims, v, kind="f16")
+            found = g.new((layer.head_v, heads, n), q, k, v, mask)
+            found = g.reshape(found, layer.head_v * heads, n)
+        else:
+            scores = g.same(g.new((n, n, heads), k, q), mask)
+            sums = g.new((layer.head_v, n, heads), g.copy(g.transpose(v)), scores)
+            found = g.copy(g.permute(sums, 0, 2, 1, 3), layer.head_v * heads, n)
+        g.expand(found)
         return self.linear(layer, "attn_output", found)
 
     def heads(self, layer: Layer, inputs: Attention, q: Tensor, head_v: int, decompress: int = 0) -> Tensor:
@@ -266,7 +293,7 @@ class Builder:
 
     def finish(self, a: Tensor, *, capped: bool = False) -> Graph:
         g = self.graph
-        normed = self.rms(a)
+        normed = self.normed = self.rms(a)
         normed.output = True
         table = self.names.get("output.weight") or self.names.get("token_embd.weight")
         logits = self.adapted(table.name, normed) if table and len(table.shape) > 1 else g.matmul(0, normed)

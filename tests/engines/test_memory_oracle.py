@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,14 @@ from typing import Any
 import pytest
 from support import engines
 from support.gguf_files import Model, Type, decoder, deepseek2, gpt_oss, lfm2, lora, mamba2, write, write_lora
+from support.oracle import COMPUTE, MIB, header_of, server_log
 
 from llmsupervisor.plan.ggml_types import TYPES
-from llmsupervisor.plan.gguf import GgufHeader, read_header
+from llmsupervisor.plan.gguf import GgufHeader
 from llmsupervisor.plan.memory import Memory, Settings, estimate
 from llmsupervisor.plan.shapes import SHAPES
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
-MIB = 1024 * 1024
-COMPUTE = r"compute buffer size = +([\d.]+) MiB"
 
 SWA = {"attention.sliding_window": 1024}
 GEMMA2 = {"attention.sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
@@ -117,13 +115,6 @@ CASES: dict[str, tuple[Model, dict[str, Any]]] = {
 }
 
 
-def header_of(path: Path) -> GgufHeader:
-    with path.open("rb") as file:
-        found = read_header(file.read(4 * MIB))
-    assert isinstance(found, GgufHeader), found
-    return found
-
-
 @dataclass
 class Said:
     model: int
@@ -188,24 +179,6 @@ def test_known_models_are_as_llama_cpp_says(name: str, tmp_path: Path) -> None:
     memory = estimate(header, settings)
     assert isinstance(memory, Memory) and memory.exact
     assert sums(memory) == fit_params(write(of_header(header), tmp_path / "model.gguf"), settings)
-
-
-def server_log(arguments: list[Any], folder: Path, pattern: str, times: int = 1) -> str:
-    """Of a server that has said this so often."""
-    log = folder / "log"
-    usual = ["-ub", 512, "-fa", "on", "--no-warmup", "--fit", "off", "--no-repack", "--port", 0, "--verbosity", 5]
-    with log.open("wb") as output:
-        words = [engines.llama_server(), *map(str, (*arguments, *usual))]
-        server = subprocess.Popen(words, stdout=output, stderr=output)
-    try:
-        deadline = time.monotonic() + 60
-        while len(re.findall(pattern, log.read_text(errors="replace"))) < times:
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-2000:]
-            time.sleep(0.05)
-    finally:
-        server.kill()
-        server.wait()
-    return log.read_text(errors="replace")
 
 
 @pytest.mark.parametrize("names", [("attn_",), ("attn_", "ffn_", "output")])

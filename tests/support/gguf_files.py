@@ -45,6 +45,8 @@ def write(model: Model, path: Path) -> Path:
     writer.add_token_list([f"t{i}" for i in range(model.vocabulary)])
     writer.add_token_scores([0.0] * model.vocabulary)
     writer.add_token_types([1] * model.vocabulary)
+    if "token_types.weight" in model.tensors:
+        writer.add_token_type_count(2)
     for name, (dims, kind) in model.tensors.items():
         shape = tuple(reversed(dims))
         size = int(numpy.prod(shape)) // BLOCKS[kind][0] * BLOCKS[kind][1]

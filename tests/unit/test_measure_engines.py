@@ -78,6 +78,7 @@ def test_vllm_over_two_cards() -> None:
     [
         ({"kv_lora_rank": 512, "qk_rope_head_dim": 64}, 8192 * 13, 32 * 576 * 2),
         ({"layer_types": ["full_attention"] * 32}, None, 128 * 1024),
+        ({"sliding_window": 4096, "model_type": "qwen2", "max_window_layers": 28}, None, 128 * 1024),
         # 8 groups of 4 layers share a pool: full ones need 512 blocks each, sliding ones (1023 + 2048) / 16 + 1
         (
             {"layer_types": (["sliding_attention"] * 7 + ["full_attention"]) * 4, "sliding_window": 1024},
@@ -99,6 +100,7 @@ def test_pages_of_other_attention(config: dict[str, Any], tokens: int | None, pe
         ({"num_hidden_layers": None}, {}, "does not say num_hidden_layers"),
         ({"layer_types": ["mamba"] * 32}, {}, "of other kinds"),
         ({"sliding_window": 4096}, {}, "which layers slide"),
+        ({"sliding_window": 4096, "model_type": "qwen3", "use_sliding_window": True}, {}, "which layers slide"),
         ({}, {"kv_cache_type": "nvfp4"}, "a KV cache of type nvfp4"),
     ],
 )
@@ -156,6 +158,33 @@ def test_the_pool_that_vllm_logged() -> None:
     metric = (FIXTURES / "metrics_load.txt").read_text()
     assert 'kv_cache_size_tokens="5120"' in metric and 'num_gpu_blocks="40"' in metric
     assert found.tokens(40 * found.bytes) == 5120
+
+
+@pytest.mark.parametrize(
+    ("said", "full"),
+    [
+        ({"model_type": "gemma2"}, [i % 2 for i in range(32)]),
+        ({"model_type": "gemma3_text"}, [(i + 1) % 6 == 0 for i in range(32)]),
+        ({"model_type": "gemma3_text", "sliding_window_pattern": 4}, [(i + 1) % 4 == 0 for i in range(32)]),
+        ({"model_type": "qwen3", "use_sliding_window": True, "max_window_layers": 28}, [i < 28 for i in range(32)]),
+        ({"model_type": "mistral"}, [False] * 32),
+    ],
+)
+def test_layers_that_slide_where_no_list_says_so(said: dict[str, Any], full: list[bool]) -> None:
+    """As transformers 5 fills in `layer_types`; without them vLLM has all layers slide."""
+    found, listed = (
+        pages(
+            hf_llama(sliding_window=1024, **more),
+            kv_type="auto",
+            length=8192,
+            tensor=1,
+            pipeline=1,
+            block=16,
+            in_flight=2048,
+        )
+        for more in (said, {"layer_types": ["full_attention" if each else "sliding_attention" for each in full]})
+    )
+    assert isinstance(found, Pages) and found == listed
 
 
 ODD = st.sampled_from([0, -1, 1.5, 2**31, 2**63, True, "x", None, [], {}, [1] * 32, ["sliding_attention"] * 32])

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
+from support.encoders import bert
 from support.gguf_files import Model, Type, decoder, deepseek2, gpt_oss, header, lfm2, mamba2
 
 from llmsupervisor.plan.ggml_types import BLOCKS
@@ -270,14 +271,25 @@ def test_an_architecture_without_a_compute_formula_has_its_caches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "settings", "kept"), [("bert", {}, set()), ("llama", {"embedding": True}, {"KV cache"})]
+    ("model", "says"),
+    [
+        (replace(bert(), architecture="modern-bert"), "architecture 'modern-bert'"),
+        (deepseek2(), "architecture 'deepseek2' that embeds"),
+        (replace(bert(), keys={**bert().keys, "pooling_type": 9}), "pooling (unknown)"),
+    ],
 )
-def test_what_an_embedding_server_computes_with_is_unknown(
-    architecture: str, settings: dict[str, object], kept: set[str]
-) -> None:
-    found = memory(header(decoder(architecture)), **settings)
-    assert found.total is None and "embedding server" in found.unknown[0]
-    assert {part.name for part in found.parts} & {"KV cache", "compute"} == kept
+def test_an_embedding_server_without_a_formula(model: Model, says: str) -> None:
+    found = memory(header(model), embedding=True)
+    assert found.total is None and says in found.unknown[0]
+    assert "compute" not in {part.name for part in found.parts}
+
+
+def test_an_encoder_keeps_nothing_and_answers_every_token() -> None:
+    """The rows grow with the first full batch: logits and embedding of each."""
+    found = parts(memory(header(bert()), context_length=512, embedding=True))
+    assert found["output buffer", HOST] == 512 * 4 * (1024 + 256)
+    assert not any(name.startswith("KV cache") for name, _ in found) and found["compute", HOST]
+    assert ("KV cache", HOST) in parts(memory(header(decoder()), embedding=True))
 
 
 def test_an_unknown_kv_type_has_no_figure() -> None:
