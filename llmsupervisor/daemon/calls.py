@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from llmsupervisor import __version__
 from llmsupervisor.base.errors import LlmsupervisorError, UsageError
 from llmsupervisor.base.text import printable
-from llmsupervisor.daemon import crashes, requests, store
+from llmsupervisor.daemon import crashes, logsearch, requests, store
 from llmsupervisor.daemon.control import Args, Call, Peer, Stream
+from llmsupervisor.daemon.logsearch import LogSearch
 from llmsupervisor.host import logtail, processes
 from llmsupervisor.plan import show
 from llmsupervisor.plan.launch import Plan
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 READS = frozenset(
     {"ping", "status", "watch", "logs", "crashes", "events", "plan", "spec", "requests", "requests_summary", "live"}
-    | {"processes", "advice", "series"}
+    | {"processes", "advice", "series", "log_search", "log_at"}
 )
 FOLLOW = 0.1
 """Seconds between two looks at a log that is followed."""
@@ -36,11 +37,13 @@ SETTLED_UP = frozenset({State.READY, State.FAILED, State.IDLE})
 class Calls:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
+        self._searches = LogSearch()
         self.calls: dict[str, Call] = {
             "ping": self.ping,
             "status": self.status,
             "plan": self.plan,
             "processes": self.processes,
+            "log_at": self.log_at,
             "spec": self.spec,
             "requests_summary": self.requests_summary,
             "series": self.series,
@@ -54,6 +57,7 @@ class Calls:
         self.streams: dict[str, Stream] = {
             "watch": self.watch,
             "logs": self.logs,
+            "log_search": self.log_search,
             "crashes": self.crashes,
             "events": self.events,
             "requests": self.requests,
@@ -98,6 +102,15 @@ class Calls:
             for line in follower.read():
                 yield {"service": runner.name, "text": printable(line)}
             await asyncio.sleep(FOLLOW)
+
+    async def log_search(self, args: Args, peer: Peer) -> AsyncIterator[Any]:
+        path = Path(self._daemon.layout.log(self._runner(args).name))
+        async with contextlib.aclosing(self._searches.search(path, args)) as looks:
+            async for said in looks:
+                yield said
+
+    async def log_at(self, args: Args, peer: Peer) -> Any:
+        return await logsearch.around(Path(self._daemon.layout.log(self._runner(args).name)), args)
 
     async def events(self, args: Args, peer: Peer) -> AsyncIterator[Any]:
         journal = self._daemon.journal

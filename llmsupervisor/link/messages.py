@@ -765,6 +765,24 @@ class EndpointStats(TypedDict):
     last_activity: float | None
 
 
+class Hit(TypedDict):
+    file: int
+    """Inode number."""
+    offset: int
+    text: str
+
+
+class Found(TypedDict):
+    """What a search in a log tells as it goes on, the newest hits first."""
+
+    hits: list[Hit]
+    count: int
+    read: int
+    of: int
+    complete: bool | None
+    """None: it goes on; False: its time was over."""
+
+
 class Live(TypedDict):
     """A request that has not ended, while someone watches."""
 

@@ -18,6 +18,7 @@ from textual.widgets import Input, Static
 from llmsupervisor.base.text import printable
 from llmsupervisor.cli.views import Line, Span, clip
 from llmsupervisor.tui.feeds import Feeds
+from llmsupervisor.tui.logfind import LogFind, beyond
 from llmsupervisor.tui.logtext import Entry, LogText
 from llmsupervisor.tui.page import Page
 from llmsupervisor.tui.paint import Paint
@@ -56,6 +57,10 @@ class LogsPage(Page):
         self._log = LogText()
         self._earlier = False
         self._trouble = ""
+        self._find: LogFind | None = None
+        """The search in what was not read here."""
+        self._searched = 0
+        """Number of the line that came first after it began."""
 
     def body(self) -> Iterable[Widget]:
         yield Static(id="summary")
@@ -67,6 +72,7 @@ class LogsPage(Page):
 
     def on_unmount(self) -> None:
         self._feeds.long_log.select(None)
+        self._search("")
 
     @property
     def _space(self) -> tuple[int, int]:
@@ -90,7 +96,8 @@ class LogsPage(Page):
 
         found = [shown.Shown("LOG", f"{self._log.length} lines, {self._log.unseen} of them new")]
         if self._log.pattern is not None:
-            found.append(shown.Shown("HITS", f"{len(self._log.hits())} of {self._log.pattern.pattern}"))
+            in_all = f", {self._find.told.words}" if self._find else ""
+            found.append(shown.Shown("HITS", f"{len(self._log.hits())} of {self._log.pattern.pattern}{in_all}"))
         return found
 
     def _title(self) -> Line:
@@ -106,6 +113,7 @@ class LogsPage(Page):
             hits = log.hits()
             at = hits.index(log.hit) + 1 if log.hit in hits else 0
             line.append(Span(printable(f"  /{log.pattern.pattern} {at} of {len(hits)}"), "warn" if not hits else ""))
+            line.append(Span(printable(f", {self._find.told.words}" if self._find else ""), "dim"))
         if self._trouble:
             line.append(Span(printable(f"  {self._trouble}"), "warn"))
         return line
@@ -151,6 +159,7 @@ class LogsPage(Page):
         if names:
             at = names.index(self.selected) if self.selected in names else 0
             self._chosen = names[(at + by) % len(names)]
+            self._search(self._find.words if self._find else "")
             self.tick()
 
     def action_crashes(self) -> None:
@@ -165,15 +174,43 @@ class LogsPage(Page):
         asked.focus()
 
     def action_step(self, by: int) -> None:
-        self._log.step(by, *self._space)
+        """Older than what was read here: on a page of its own."""
+        hits = self._log.hits()
+        at_the_first = not hits or (by < 0 and self._log.hit == hits[0])
+        if not (at_the_first and self._older()):
+            self._log.step(by, *self._space)
         self.tick()
+
+    def _older(self) -> bool:
+        find, log = self._find, self._log
+        if find is None or find.told.trouble:
+            return False
+        first = beyond(find.told.hits, [log.entry(n).text for n in log.hits() if n < self._searched])
+        if first < len(find.told.hits):
+            from llmsupervisor.tui.hitpage import HitPage
+
+            self.app.push_screen(HitPage(self._feeds, self._paint, find, first))
+            return True
+        if find.told.complete is None:
+            self.tell([Span("older lines are still being searched …")])
+        return find.told.complete is None
+
+    def _search(self, words: str) -> None:
+        """In the whole log, by the daemon."""
+        if self._find is not None:
+            self._find.close()
+        name = self.selected
+        self._find = LogFind(self._feeds.find, name, words) if words and name else None
+        self._searched = self._log.end
 
     @on(Input.Submitted)
     def _entered(self, event: Input.Submitted) -> None:
         self._leave_search()
         self._log.search(event.value)
         self._log.hit = None
-        self.action_step(-1)
+        self._search(event.value)
+        self._log.step(-1, *self._space)
+        self.tick()
 
     def _leave_search(self) -> None:
         self.remove_class("filtering")
@@ -186,6 +223,7 @@ class LogsPage(Page):
             self._leave_search()
         elif self._log.pattern is not None:
             self._log.search("")
+            self._search("")
             self.query_one(Input).value = ""
             self.tick()
         else:

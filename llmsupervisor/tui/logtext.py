@@ -74,6 +74,11 @@ class LogText:
     def _passes(self, entry: Entry) -> bool:
         return not self.only_bad or entry.kind == "mark" or BAD.search(entry.text) is not None
 
+    @property
+    def end(self) -> int:
+        """Number of the next line that comes."""
+        return self._gone + len(self._lines)
+
     def entry(self, number: int) -> Entry:
         return self._lines[number - self._gone]
 
@@ -148,7 +153,11 @@ class LogText:
             self.hit = next((n for n in hits if n > (self.hit or 0)), hits[0])
         else:
             self.hit = next((n for n in reversed(hits) if n < (self.hit or 0)), hits[-1])
-        place = self._shown.index(self.hit)
+        self.stand_on(self.hit, height, room)
+
+    def stand_on(self, number: int, height: int, room: int) -> None:
+        self.hit = number
+        place = self._shown.index(number)
         self.top = self._shown[max(place - height // 2, 0)]
         if self._shown.index(self.top) >= self._last_top(height, room):
             self.top = self._shown[self._last_top(height, room)]

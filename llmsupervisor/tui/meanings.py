@@ -275,7 +275,7 @@ BY_PAGE: Mapping[str, Mapping[str, Meaning]] = {
         "TEMP": _TEMP, "ECC": _ECC, "ROWS": _ROWS, "XID": _XID, "WATT": _CURVES, "CPU": _HOST_CPU, "RAM": _HOST_RAM,
         "DISK": _DISK, "FILES": _FILES, "15 min": _CURVES, "BOX": _HOST_CPU,
     },
-    "logs": {"LOG": _LOG, "HITS": Meaning("this program: lines of what was read that the pattern matches", "lines that were not read are not searched")},
+    "logs": {"LOG": _LOG, "HITS": Meaning("this program: lines of what was read that match; the daemon, call log_search: those in the whole log and what was rotated away", "a search that takes over 30 s of a core ends with what it has")},
     "events": {
         "EVENTS": _EVENTS,
         "TIME LINE": Meaning(

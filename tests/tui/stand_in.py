@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import socket
 import threading
 import time
@@ -34,6 +35,11 @@ class StandIn:
         self.answers: dict[str, Any] = {}
         """Results of calls that are asked for as a whole: `spec`, `advice`, …"""
         self.asked: list[str] = []
+        self.old_log: list[str] = []
+        """All lines of a log, for searches: also those that `logs` does not tell."""
+        self.searching = threading.Event()
+        """A search goes on to its end."""
+        self.searching.set()
         self._requests: list[Json] = []
         self._status: Json = {
             "v": 1,
@@ -163,6 +169,12 @@ class StandIn:
                     peer.sendall(encode({"id": number, "item": crash}))
         elif call == "logs":
             self._follow(peer, number, args)
+        elif call == "log_search":
+            self._search(peer, number, args)
+        elif call == "log_at":
+            lines = [{"offset": n * 10, "text": text} for n, text in enumerate(self.old_log)]
+            at = args["offset"] // 10
+            result = {"lines": lines[max(at - args["before"], 0) : at + args["after"] + 1]}
         elif call == "requests":
             self._follow_list(peer, number, args, lambda: self._requests)
         elif call == "plan":
@@ -211,6 +223,18 @@ class StandIn:
                     peer.sendall(encode({"id": number, "item": item}))
             if more:
                 self._wait(0.1)
+
+    def _search(self, peer: socket.socket, number: int, args: Json) -> None:
+        """Tells the newest hit, then the others."""
+        found = [{"file": 7, "offset": n * 10, "text": text} for n, text in enumerate(self.old_log) if re.search(args["words"], text, re.IGNORECASE)]  # fmt: skip
+        found.reverse()
+        sizes = {"count": len(found), "read": 1024, "of": 2048}
+        peer.sendall(encode({"id": number, "item": {"hits": found[:1], "complete": None, **sizes}}))
+        self.searching.wait()
+        sizes["read"] = 2048
+        peer.sendall(
+            encode({"id": number, "item": {"hits": found[1 : args.get("most", 1000)], "complete": True, **sizes}})
+        )
 
     def _follow_list(self, peer: socket.socket, number: int, args: Json, found: Callable[[], list[Json]]) -> None:
         sent, more = max(len(found()) - args["lines"], 0), True
