@@ -83,7 +83,8 @@ class AdvicePage(ListPage):
 
 class FindingPage(TextPage):
     NAME = "finding"
-    HINTS = ("a apply", "y copy", "esc back")
+    HINTS = ("y copy", "esc back")
+    ORDER_HINTS = ("a apply",)
     BINDINGS = [Binding("a", "apply", "change the spec so (asks first)")]
 
     def __init__(self, feeds: Feeds, paint: Paint, finding: Any, base: str | None) -> None:

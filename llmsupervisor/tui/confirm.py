@@ -24,18 +24,22 @@ VERBS = {"start": "u", "stop": "x", "restart": "r", "drain": "d"}
 
 def question(verb: str, service: Service, daemon: DaemonInfo, stale: str) -> list[Line]:
     """What is asked, of which daemon, and what it costs."""
-    asked = Span(printable(f"{verb} {service['name']}?   "), "bold")
-    lines: list[Line] = [[asked, Span("y", "bold"), Span(" yes  "), Span("n", "bold"), Span(" no")]]
-    if verb != "start":
-        lines.append([Span(printable(_cuts(service)))])
-    lines.append([Span(_means(verb, service))])
-    lines.append([Span(printable(f"daemon pid {daemon['pid']}, {daemon['spec']['path']}"), "dim")])
+    cuts = [] if verb == "start" else [cut_by(service)]
+    return asked(f"{verb} {service['name']}", [*cuts, _means(verb, service)], daemon, stale)
+
+
+def asked(what: str, costs: Sequence[str], daemon: DaemonInfo, stale: str) -> list[Line]:
+    lines: list[Line] = [
+        [Span(printable(f"{what}?   "), "bold"), Span("y", "bold"), Span(" yes  "), Span("n", "bold"), Span(" no")],
+        *([Span(printable(cost))] for cost in costs),
+        [Span(printable(f"daemon pid {daemon['pid']}, {daemon['spec']['path']}"), "dim")],
+    ]
     if stale:
         lines.append([Span(f"These figures are {stale} old.", "warn")])
     return lines
 
 
-def _cuts(service: Service) -> str:
+def cut_by(service: Service) -> str:
     if service["pid"] is None:
         return "no process runs"
     figures = [

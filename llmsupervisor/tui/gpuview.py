@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmsupervisor.base.text import cut, pad, printable, width
 from llmsupervisor.base.units import format_size
-from llmsupervisor.cli.views import UNKNOWN, Line, Span, percent
+from llmsupervisor.cli.views import UNKNOWN, Line, Span, clip, percent
 
 if TYPE_CHECKING:
     from llmsupervisor.link.messages import Gpu, Service
@@ -328,8 +328,9 @@ def page(
     services: Sequence[Service],
     room: int,
     curves: Callable[[str], Sequence[Line]] = lambda uuid: (),
+    selected: str | None = None,
 ) -> list[Line]:
-    """`curves`: what was, by UUID."""
+    """`curves`: what was, by UUID; `selected`: the UUID of the card that orders are about."""
     gpus, nvml = status["gpus"], status.get("nvml") or {}
     lines: list[Line] = []
     if gpus is None:
@@ -338,6 +339,8 @@ def page(
     elif not gpus:
         lines.append([Span("no GPU on this box: services run on the CPU", "dim")])
     for gpu in gpus or []:
-        lines += [*([[]] if lines else []), *card(gpu, services, nvml.get("driver"), room), *curves(gpu["uuid"])]
+        title, *below = card(gpu, services, nvml.get("driver"), room)
+        marked = [Span(">", "bold"), *title] if gpu["uuid"] == selected else title
+        lines += [*([[]] if lines else []), clip(marked, room), *below, *curves(gpu["uuid"])]
     around = host(status, room)
     return [*lines, *([[]] if around else []), *around]

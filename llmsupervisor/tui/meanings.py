@@ -267,6 +267,7 @@ BY_PAGE: Mapping[str, Mapping[str, Meaning]] = {
         "COUNT": _LIVE, "SEND": _LIVE, "UNKNOWN": _LIVE, "AGE": _LIVE,
         "CONTEXT": Meaning("the engine's usage against context_length as it got it; record: prompt_tokens, completion_tokens", "the engine's limit of now, not of then"),
         "DIFFER": Meaning("both the gateway's clock and the engine's figure; record: sources", "neither is wrong by that alone: they begin at different moments"),
+        "RANK": Meaning("this program: the share of the newest records of the same service and model, 200 at most, with a smaller figure", "longer prompts and answers take longer: not each slow one is a fault"),
         "SESSION": Meaning("the client's own word; record: session_id"),
     },
     "gpus": {

@@ -31,6 +31,23 @@ class Orders:
 
         self._start(f"{verb} {service}", order)
 
+    def lend(self, uuid: str, name: str, seconds: float | None) -> None:
+        """None: until it is taken back."""
+
+        def order(client: Client) -> str:
+            client.call("lend", gpu=uuid, by=_user(), for_s=seconds, wait=False)
+            return "lent; what sits there is being stopped"
+
+        self._start(f"lend {name}", order)
+
+    def take(self, uuid: str, name: str) -> None:
+        def order(client: Client) -> str:
+            said = client.call("take", gpu=uuid, by=_user())
+            ended = [what for what in ("lent", "quarantine") if said[what]]
+            return "in use again" if ended else "was neither lent nor in quarantine"
+
+        self._start(f"take {name}", order)
+
     def reload(self) -> None:
         self._start("reload", lambda client: _told(client.call("reload", timeout=PATIENCE)))
 

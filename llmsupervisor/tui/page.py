@@ -41,6 +41,8 @@ class Page(Screen[None]):
     NAME = ""
     HINTS: Sequence[str] = ()
     """Its own keys, the most wanted first."""
+    ORDER_HINTS: Sequence[str] = ()
+    """Those that order something."""
     ORDERS = False
     """Whether its service can be started, stopped, restarted and drained here."""
     BINDINGS = [
@@ -135,7 +137,8 @@ class Page(Screen[None]):
         banner = header.banner(picture, now, 2 if self.short else 5, feeds.paused)
         banner = [views.clip(line, room) for line in banner]
         self.put("banner", banner)
-        hints = [header.ORDERS, *self.HINTS] if self.ORDERS and not self._feeds.readonly else self.HINTS
+        orders = [*([header.ORDERS] if self.ORDERS else []), *self.ORDER_HINTS]
+        hints = [*([] if self._feeds.readonly else orders), *self.HINTS]
         self.put("keys", [header.keys(self.NAME, hints, room)])
         self.draw()
         if (answer := self._feeds.orders.answer()) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from llmsupervisor.base.text import printable, width
@@ -34,6 +35,7 @@ def lines(
         *(asker if narrow else []),
         [],
         *_firsts(record),
+        *_rank(record, others),
         *_context(record, service),
         *_cache(record, others),
         *_sources(record),
@@ -131,6 +133,34 @@ def _firsts(record: RequestRecord) -> list[Line]:
     if record["itl_p50_ms"] is not None:
         words += f"   between tokens p50 {milliseconds(record['itl_p50_ms'])} p95 {milliseconds(record['itl_p95_ms'])}"
     return [titled("TTFT", words)]
+
+
+RECENT = 200
+ENOUGH = 20
+"""Others that tell a figure, from which on a rank in it says something."""
+_RANKS = (
+    ("total", "total_ms"),
+    ("TTFT", "ttft_ms"),
+    ("prefill", "prefill_ms"),
+    ("decode", "decode_ms"),
+    ("prompt", "prompt_tokens"),
+)
+
+
+def _rank(record: RequestRecord, others: Sequence[RequestRecord]) -> list[Line]:
+    """Among those of the same service and model that are known, the newest ones."""
+    same = (r for r in reversed(others) if (r["service"], r["model"]) == (record["service"], record["model"]))
+    recent = list(islice((r for r in same if r["id"] != record["id"]), RECENT))
+    found = []
+    for name, figure in _RANKS:
+        own: float | None = record[figure]  # type: ignore[literal-required]
+        known = [value for r in recent if (value := r[figure]) is not None]  # type: ignore[literal-required]
+        if own is not None and len(known) >= ENOUGH:
+            below = sum(value < own for value in known)
+            found.append(f"{name} {percent(below / len(known))}")
+    if not found:
+        return [titled("RANK", f"{UNKNOWN}   said of {ENOUGH} others of this model or more: {len(recent)} are known")]
+    return [titled("RANK", f"of the last {len(recent)} it exceeds: {'  '.join(found)}")]
 
 
 def _context(record: RequestRecord, service: Service | None) -> list[Line]:

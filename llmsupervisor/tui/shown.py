@@ -22,7 +22,7 @@ _LONGEST = 100
 _PART = re.compile(r"[.L#>|?-]? +([a-z]+) +(.*)")
 """A part of a request behind its sign."""
 _BAR = re.compile(r"[#=*+%@&$.?-]{8,} +")
-_CARD = re.compile(r"(GPU\d+) +(.*)")
+_CARD = re.compile(r">?(GPU\d+) +(.*)")
 
 
 class Shown(NamedTuple):

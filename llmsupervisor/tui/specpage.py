@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 class SpecPage(TextPage):
     NAME = "spec"
-    HINTS = ("a apply", "e edit", "y copy")
+    HINTS = ("y copy",)
+    ORDER_HINTS = ("a apply", "e edit")
     BINDINGS = [
         Binding("a", "apply", "apply the file (asks first)"),
         Binding("e", "edit", "edit the file in $EDITOR"),

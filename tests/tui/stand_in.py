@@ -15,7 +15,7 @@ from typing import Any
 from llmsupervisor.link.frames import decode, encode
 
 Json = dict[str, Any]
-ORDERS = {"start", "stop", "restart", "drain", "reload"}
+ORDERS = {"start", "stop", "restart", "drain", "reload", "lend", "take"}
 
 
 class StandIn:
@@ -194,6 +194,8 @@ class StandIn:
                 peer.sendall(encode({"id": number, "ok": False, "error": {"code": 1, "text": self.refusal}}))
                 return
             result = {"generation": 4, "changes": [], "error": None} if call == "reload" else None
+            if call == "take":
+                result = {"gpu": {"uuid": args["gpu"], "index": 1}, "lent": {"by": "alice"}, "quarantine": None}
             if "service" in args:
                 peer.sendall(encode({"id": number, "item": {"service": args["service"], "state": "STARTING"}}))
         else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
-from tui.driving import PLACES, drive, until
+from tui.driving import PLACES, drive, reach, until
 from tui.samples import GIB, gpu, service
 from tui.stand_in import StandIn
 
@@ -108,3 +108,59 @@ def test_the_page_and_the_strip(stand_in: StandIn, size: tuple[int, int], lang: 
         await until(pilot, lambda s: "XID" in s, "its end")
 
     drive(stand_in, size, play, lang)
+
+
+# --- lending ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_card_is_lent_and_taken_back_after_a_question(stand_in: StandIn) -> None:
+    async def play(pilot: Pilot[None]) -> None:
+        await pilot.press("3")
+        await until(pilot, lambda s: ">GPU0" in s, "the first card is selected")
+        await pilot.press("l")
+        shown = await until(pilot, lambda s: "lend GPU0?" in s, "the question")
+        assert "chat: pid 4712 with 2 running, 1 waiting" in shown and "until it is taken back" in shown
+        await pilot.press("n")
+        await until(pilot, lambda s: "lend GPU0?" not in s, "no")
+        assert stand_in.orders == []
+        await pilot.press("right_square_bracket", "h")
+        shown = await until(pilot, lambda s: "lend GPU1?" in s, "of the second card")
+        assert "nothing of ours runs there" in shown and "for 1h" in shown
+        await pilot.press("y")
+        await until(pilot, lambda s: "lend GPU1: lent" in s, "the answer")
+        await pilot.press("t")
+        await until(pilot, lambda s: "GPU1 is neither lent nor in quarantine" in s, "nothing to take yet")
+        lent = {"by": "alice", "since": 1.0, "until": None}
+        stand_in.tell(gpus=[gpu(0), gpu(1, processes=[], lent=lent)])
+        await reach(pilot, "t", lambda s: "take GPU1?" in s and "lent by alice" in s, "the question about taking")
+        await pilot.press("y")
+        await until(pilot, lambda s: "take GPU1: in use again" in s, "the answer")
+
+    drive(stand_in, (100, 40), play)
+    first, second = stand_in.orders
+    assert (first["call"], first["gpu"], first["for_s"], first["wait"]) == ("lend", "GPU-5d1c-1", 3600.0, False)
+    assert (second["call"], second["gpu"]) == ("take", "GPU-5d1c-1") and first["by"] == second["by"]
+
+
+def test_what_the_daemon_refuses_is_told(stand_in: StandIn) -> None:
+    stand_in.refusal = "user 1001 may not lend"
+
+    async def play(pilot: Pilot[None]) -> None:
+        await pilot.press("3")
+        await until(pilot, lambda s: ">GPU0" in s, "the page")
+        await pilot.press("l", "y")
+        await until(pilot, lambda s: "lend GPU0: user 1001 may not lend" in s, "why not")
+
+    drive(stand_in, (100, 40), play)
+
+
+def test_read_only_lends_nothing(stand_in: StandIn) -> None:
+    async def play(pilot: Pilot[None]) -> None:
+        await pilot.press("3")
+        await until(pilot, lambda s: "GPU0" in s and "MEM" in s, "the page")
+        await pilot.press("l", "h", "t", "question_mark")
+        shown = await until(pilot, lambda s: "keys of the page" in s, "its keys")
+        assert "lend" not in shown and ">GPU0" not in shown
+
+    drive(stand_in, (100, 40), play, readonly=True)
+    assert stand_in.orders == []

@@ -133,6 +133,16 @@ def test_one_request_says_where_its_time_went_and_who_says_so() -> None:
     assert "load" not in shown
 
 
+def test_a_request_says_how_it_compares_with_those_before() -> None:
+    others = [record(f"{n}", prefill_ms=float(n), total_ms=1000.0, ttft_ms=None) for n in range(250)]
+    others += [record("other", model="another", prefill_ms=1.0)] * 30
+    one = record("01J", prefill_ms=225.5, total_ms=1.0)
+    shown = detail(one, [*others, one], 120)
+    assert "RANK     of the last 200 it exceeds: total 0%  prefill 88%  decode 0%  prompt 0%" in shown
+    few = detail(one, [*others[:19], one])
+    assert "RANK     –" in few and "19 are known" in few
+
+
 def test_one_request_of_which_little_is_known() -> None:
     nothing = dict.fromkeys(
         ("prompt_tokens", "cached_tokens", "completion_tokens", "engine_queue_ms", "prefill_ms", "decode_ms", "ttft_ms",
