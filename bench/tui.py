@@ -18,7 +18,7 @@ from bench.__main__ import Goals
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from tui.samples import record, service
+from tui.samples import live, record, service
 from tui.stand_in import StandIn
 from tui.terminal import Terminal
 
@@ -88,9 +88,13 @@ def traffic(daemon: StandIn, command: list[str], seconds: float, goals: Goals) -
         ("four busy services, 140x40", command, (140, 40), "", lambda n: daemon.say(*busy(n)), 4000),
         ("and a log line each second, 80x24", command, (80, 24), "", lambda n: chatty(daemon, n), 2000),
         ("requests, two ending each second, 80x24", command, (80, 24), "2", lambda n: ending(daemon, n), 2000),
+        ("and six requests that run, 80x24", command, (80, 24), "", lambda n: running(daemon, n), 2000),
+        ("and six requests that run, 140x40", command, (140, 40), "", lambda n: running(daemon, n), 4000),
         ("four busy services, --slow, 80x24", [*command, "--slow"], (80, 24), "", lambda n: daemon.say(*busy(n)), 300),
+        ("and six requests, --slow, 80x24", [*command, "--slow"], (80, 24), "", lambda n: running(daemon, n), 300),
     ]
     for name, words, size, keys, change, most in cases:
+        daemon.live = None
         with Terminal(words, size) as terminal, each_second(change):
             terminal.wait("LIVE")
             terminal.press(keys)
@@ -142,6 +146,14 @@ def peers(folder: Path, seconds: float, goals: Goals) -> None:
             share = (terminal.cpu() - before) / took
         painted = "–" if terminal.painted is None else f"{terminal.painted * 1000:.0f} ms"
         goals.row(f"{name} (first picture {painted}, {share:.1%} of a core)", f"{count / took:.0f} B/s")
+
+
+def running(daemon: StandIn, n: int) -> None:
+    """Six streams of which one ends and another begins each 10 s."""
+    now = time.time()
+    daemon.say(*busy(n))
+    six = range(n // 10, n // 10 + 6)
+    daemon.runs(*(live(f"{k}", "decode", now - 60 + k % 50, now - 50 + k % 50, tokens=n * 20) for k in six))
 
 
 def chatty(daemon: StandIn, n: int) -> None:

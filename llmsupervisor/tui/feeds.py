@@ -45,7 +45,7 @@ class Feeds:
         self.logs = LogFeed(find)
         self.long_log = LogFeed(find, LONG)
         self.requests: ListFeed[RequestRecord] = ListFeed(find, "requests", itemgetter("id"), REQUESTS)
-        self.live = LiveFeed(find)
+        self.live = LiveFeed(find, interval)
         self.events: ListFeed[Event] = ListFeed(find, "events", partial(json.dumps, sort_keys=True), EVENTS)
         self.plans = PlanFeed(find)
         self.orders = Orders(find)
@@ -73,6 +73,7 @@ class Feeds:
         chosen = (max(steps) if by > 0 else min(steps)) if steps else now
         if chosen != now:
             self._statuses.pace(chosen)
+            self.live.interval = chosen
         return chosen
 
     def trend(self, service: str) -> Any:

@@ -33,7 +33,7 @@ class HitPage(Page):
         Binding("up,k", "move(-1)", "up"),
         Binding("down,j", "move(1)", "down"),
         Binding("pageup", "page(-1)", "page up"),
-        Binding("pagedown,space", "page(1)", "page down"),
+        Binding("pagedown", "page(1)", "page down"),
         Binding("left", "aside(-20)", "left"),
         Binding("right", "aside(20)", "right"),
     ]

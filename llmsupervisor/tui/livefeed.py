@@ -63,11 +63,18 @@ UNSEEN = 0.01
 """Seconds that are not worth a sign."""
 
 
+SLACK = 0.5
+"""Seconds by which what is told may come earlier than a whole interval."""
+
+
 class LiveFeed(Reader):
-    def __init__(self, find_socket: FindSocket) -> None:
+    def __init__(self, find_socket: FindSocket, interval: float) -> None:
+        """`interval`: seconds between two pictures. The gateway tells each second, which is as often as phases are looked at."""
         super().__init__(find_socket, "live")
+        self.interval = interval
         self._looks = Looks()
-        self._told = self._since = self._asked = -math.inf
+        self._shown: list[Running] = []
+        self._told = self._since = self._asked = self._drawn = -math.inf
         self._idle = False
         self._last: tuple[list[Running] | None, bool] = None, True
 
@@ -87,7 +94,7 @@ class LiveFeed(Reader):
         elif self._idle:
             self._interrupt()
         with self._lock:
-            known = list(self._looks.running) if now - self._told < OLD else None
+            known = list(self._shown) if now - self._told < OLD else None
             self._last = known, now - self._since < OLD
             return self._last
 
@@ -106,6 +113,8 @@ class LiveFeed(Reader):
             with self._lock:
                 self._looks.look(said["requests"], time.time())
                 self._told, self._fresh = time.monotonic(), True
+                if self._told - self._drawn > self.interval - SLACK:
+                    self._shown, self._drawn = self._looks.running, self._told
             if not self._wanted:
                 return
 

@@ -105,7 +105,9 @@ class LogsPage(Page):
         line: Line = [Span("LOG ", "bold"), Span(printable(self.selected or "–"), "bold")]
         line.append(Span(f"  {log.length} lines{' of this and earlier starts' if self._earlier else ''}", "dim"))
         line.append(
-            Span("  follows", "good") if log.top is None else Span(f"  not following, {log.unseen} new: G", "warn")
+            Span("  follows", "good")
+            if log.top is None
+            else Span(f"  not following{f', {log.unseen} new' if log.unseen else ''}: G", "warn")
         )
         if log.only_bad:
             line.append(Span("  only warnings and errors", "warn"))

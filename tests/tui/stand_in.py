@@ -258,7 +258,7 @@ class StandIn:
                     live = None if self._silent else self.live
                 if live is not None:
                     peer.sendall(encode({"id": number, "item": {"requests": live}}))
-                self._wait(0.1)
+                time.sleep(1.0) if self.paced else self._wait(0.1)
         finally:
             self.looking -= 1
 

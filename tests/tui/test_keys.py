@@ -32,11 +32,11 @@ from llmsupervisor.tui.confirm import Confirm
 COUNT = int(os.environ.get("LLMSUPERVISOR_KEYS", "250"))
 SEED = int(os.environ.get("LLMSUPERVISOR_SEED", "0")) or random.randrange(1, 1_000_000)
 KEYS = [
-    *"12345678", *"urxdaA", *"jkgGnNfewmpcsSlbtvyYi?[]/+-:", *"yyynn", "up", "down", "left", "right", "pageup", "pagedown",
+    *"12345678", *"urxdaA", *"jkgGnNfewmpcsSlbhtvyYi?[]/+-:", *"yyynn", "up", "down", "left", "right", "pageup", "pagedown",
     "home", "end", "enter", "enter", "escape", "escape", "tab", "shift+tab", "space", "backspace", "ctrl+l", "ctrl+p", "ä", "😀",
 ]  # fmt: skip
 """All but those that leave the program."""
-ASKED = {"reload": "apply the spec?", "fix": "write this into the spec"}
+ASKED = {"reload": "apply the spec?", "fix": "write this into the spec", "lend": "lend GPU", "take": "take GPU"}
 """How a question names an order that is called otherwise."""
 
 
