@@ -43,6 +43,7 @@ class SupervisorApp(App[None]):
     def __init__(self, feeds: Feeds) -> None:
         super().__init__(ansi_color=True)
         self.theme = "ansi-dark"
+        self.animation_level = "none"
         self.feeds = feeds
         self.paint = Paint(feeds.environ)
         self._frame = Frame()

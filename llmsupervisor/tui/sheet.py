@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from textual.app import ComposeResult
 from textual.binding import Binding
-from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from llmsupervisor.cli.views import Line
 from llmsupervisor.tui.paint import Paint
+from llmsupervisor.tui.scroll import Scroll
 
 
 class Sheet(ModalScreen[None]):
@@ -23,5 +23,5 @@ class Sheet(ModalScreen[None]):
         self._lines = lines
 
     def compose(self) -> ComposeResult:
-        with VerticalScroll(id="sheet", classes="ascii" if self._paint.ascii else ""):
+        with Scroll(id="sheet", classes="ascii" if self._paint.ascii else ""):
             yield Static(self._paint.lines(self._lines))

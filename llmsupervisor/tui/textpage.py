@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from textual.binding import Binding
-from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Static
 
 from llmsupervisor.cli.views import Line
 from llmsupervisor.tui.page import MARGIN, Page
+from llmsupervisor.tui.scroll import Scroll
 
 if TYPE_CHECKING:
     from llmsupervisor.tui.shown import Shown
@@ -22,10 +22,6 @@ _LONG = 160
 
 class TextPage(Page):
     BINDINGS = [
-        Binding("j", "scroll('down')", "down", show=False),
-        Binding("k", "scroll('up')", "up", show=False),
-        Binding("g", "scroll('home')", "to the begin", show=False),
-        Binding("G", "scroll('end')", "to the end", show=False),
         Binding("escape", "back", "back"),
     ]
 
@@ -39,15 +35,11 @@ class TextPage(Page):
         return shown.titled(self.NAME, self.lines(_LONG), self.times)
 
     def body(self) -> Iterable[Widget]:
-        with VerticalScroll(id="scroll"):
+        with Scroll(id="scroll"):
             yield Static(id="facts")
 
     def draw(self) -> None:
         self.put("facts", self.lines(max(self.room.width - MARGIN, 1)))
 
-    def action_scroll(self, where: str) -> None:
-        scroll = self.query_one(VerticalScroll)
-        getattr(scroll, f"scroll_{where}")(animate=False)
-
     def to_the_top(self) -> None:
-        self.query_one(VerticalScroll).scroll_home(animate=False)
+        self.query_one(Scroll).action_edge(False)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from textual.events import Key
 from textual.pilot import Pilot
 from tui.driving import drive, screen, until
 from tui.samples import event, gpu, live, record, service
@@ -20,6 +21,7 @@ from llmsupervisor.cli import servicetable
 from llmsupervisor.cli.views import SIGNS
 from llmsupervisor.tui import meanings, requestview
 from llmsupervisor.tui.page import Page
+from llmsupervisor.tui.scroll import Scroll
 
 PAGES = [
     ("overview", [("1", "LOG chat")]),
@@ -179,5 +181,18 @@ def test_what_is_as_old_as_its_source_says_so(stand_in: StandIn) -> None:
         assert 6 < now - (figures["GPU0", "BUSY"].time or now) < 60, "when NVML was read"
         assert figures["", "KV"].time != figures["GPU0", "BUSY"].time, "when the engine was asked"
         assert figures["", "LOG"].time is None, "a log has no time that we know"
+
+    drive(stand_in, (80, 24), play)
+
+
+def test_a_sheet_scrolls_by_as_many_lines_as_keys_came(stand_in: StandIn) -> None:
+    async def play(pilot: Pilot[None]) -> None:
+        await pilot.press("i")
+        await until(pilot, lambda s: " old" in s, "the sheet")
+        for _ in range(13):
+            pilot.app.post_message(Key("down", None))
+        await until(pilot, lambda s: pilot.app.screen.query_one(Scroll).scroll_y == 13, "13 lines down")
+        await pilot.press("G")
+        await until(pilot, lambda s: "each figure has its own age" in s, "the last line")
 
     drive(stand_in, (80, 24), play)
