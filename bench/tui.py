@@ -5,12 +5,15 @@ second, beside an empty Textual app. Exits 1 where a goal is missed.
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import statistics
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ def main() -> int:
     parser.add_argument("--peers", type=Path, help="folder of programs made from bench/tui.txt")
     args = parser.parse_args()
     goals = Goals()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program is compiled once, as Textual is
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         daemon = StandIn(Path(folder) / "s", busy(0))
         daemon.paced = True
@@ -129,15 +133,43 @@ def stalled(daemon: StandIn, command: list[str], goals: Goals) -> None:
         goals.row(name, f"{took * 1000:.0f} ms", "goal: at most 100 ms", took <= 0.1)
 
 
-PEERS = [("llamastat", ["--mock"]), ("vllmstat", ["--mock", "--no-gpu"])]
-"""On their own made-up traffic, each second."""
+PEERS = [
+    ("llamastat", ["--mock"]),
+    ("vllmstat", ["--mock", "--no-gpu"]),
+    ("vllm-htop", ["--url", "{vllm}", "--interval", "1", "--no-gpu-detect"]),
+]
+"""On their own made-up traffic, each second; the last has none and reads that of `Engine`."""
+METRICS = Path(__file__).parents[1] / "tests" / "fixtures" / "vllm" / "metrics_load.txt"
+
+
+class Engine(BaseHTTPRequestHandler):
+    """The figures of a vLLM under load; counters go on growing, and what runs and waits changes."""
+
+    asked = 0
+
+    def do_GET(self) -> None:
+        type(self).asked += 1
+        text = re.sub(r"(?m)^(vllm:\S+(?:_total|_sum|_count|_bucket)\S* )(\S+)$", self._grown, METRICS.read_text())
+        text = re.sub(r"(?m)^(vllm:num_requests_\w+\S* )\S+$", rf"\g<1>{self.asked % 8}", text)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def _grown(self, line: re.Match[str]) -> str:
+        return f"{line[1]}{float(line[2]) * (1 + self.asked / 100)}"
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 def peers(folder: Path, seconds: float, goals: Goals) -> None:
     """What they show is not the same, so these are sizes, not ranks; no goal is set for others."""
     print(f"peers at 80x24, over {seconds:g} s:")
+    engine = ThreadingHTTPServer(("127.0.0.1", 0), Engine)
+    threading.Thread(target=engine.serve_forever, daemon=True).start()
+    vllm = f"http://127.0.0.1:{engine.server_port}"
     for name, words in PEERS:
-        with Terminal([str(folder / name), *words], (80, 24)) as terminal:
+        with Terminal([str(folder / name), *(word.format(vllm=vllm) for word in words)], (80, 24)) as terminal:
             terminal.read(30, lambda terminal=terminal: terminal.painted is not None)
             terminal.read(SETTLE)
             before, began = terminal.cpu(), time.monotonic()
@@ -146,6 +178,7 @@ def peers(folder: Path, seconds: float, goals: Goals) -> None:
             share = (terminal.cpu() - before) / took
         painted = "–" if terminal.painted is None else f"{terminal.painted * 1000:.0f} ms"
         goals.row(f"{name} (first picture {painted}, {share:.1%} of a core)", f"{count / took:.0f} B/s")
+    engine.shutdown()
 
 
 def running(daemon: StandIn, n: int) -> None:
