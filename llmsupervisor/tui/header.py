@@ -148,6 +148,8 @@ def help_lines(page: str, bindings: Iterable[ActiveBinding]) -> list[Line]:
 
 
 COMMON = {
+    "ctrl+p",
+    "colon",
     "y",
     "Y",
     "i",
@@ -167,5 +169,5 @@ FOREIGN = {"super+c", "ctrl+q", "tab", "shift+tab", "ctrl+pageup", "ctrl+pagedow
 NAMES = {
     "question_mark": "?", "slash": "/", "left_square_bracket": "[", "right_square_bracket": "]",
     "pageup": "PgUp", "pagedown": "PgDn", "escape": "Esc", "enter": "Enter", "ctrl+c": "^C", "ctrl+l": "^L", "vertical_line": "|",
-    "plus": "+", "equals_sign": "=", "minus": "-", "less_than_sign": "<", "greater_than_sign": ">",
+    "plus": "+", "equals_sign": "=", "minus": "-", "less_than_sign": "<", "greater_than_sign": ">", "ctrl+p": "^P", "colon": ":",
 }  # fmt: skip

@@ -79,7 +79,8 @@ class RequestList(ListPage):
         records, now, one = self._feeds.requests.kept().items, self.picture.wall, self.one
         found = [shown.Shown("5m", text_of(requestview.summary(records, self.services, now)).removeprefix("5m: "), now)]
         found.append(shown.Shown("REQUESTS", f"{len(self.rows)} of {len(records)}"))
-        title, *_ = liverows.rows(*self._feeds.live.running(), self.room.width, 0)
+        running, early = self._feeds.live.running()
+        title, *_ = liverows.rows(running, early, self.room.width, len(running or ()))
         found += shown.titled(self.NAME, [title], lambda name: now)
         if isinstance(one, Running):
             return [*found, shown.Shown("LIVE", text_of(liverows.rows([one], False, 100, 1)[1]), one.told)]
