@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
+from support import process
 from support.control import Refused
 from support.faults import ON_GPU, Box, gpu, pending
-from support.http import Stream
+from support.http import Stream, answer_of
 from support.nvml import Scenario
+from support.wait import wait_until
+
+from llmsupervisor.gateway.route import SOMEBODY
 
 pytestmark = pytest.mark.slow
 
@@ -62,3 +68,24 @@ def test_a_loan_ends_by_itself_and_survives_a_death_in_its_drain(faults: Box, ca
     assert (gpu(faults) or {})["lent"] is None
     assert any("the time is over for which alice had it" in e["text"] for e in faults.daemon.events(kind="gpu"))
     faults.once(2)
+
+
+def test_who_asks_for_a_model_on_a_lent_card_hears_when_it_is_back(faults: Box, card: Scenario) -> None:
+    listen = f"127.0.0.1:{process.free_ports(1)[0]}"
+    url, body = f"http://{listen}/v1/chat/completions", {"model": "chat", "messages": [], "max_tokens": 1}
+    faults.daemon.write({"chat": faults.fake({}, **ON_GPU)}, gateway={"listen": listen})
+    faults.daemon.up()
+    faults.ready()
+    faults.daemon.call("lend", gpu=0, by="alice", for_s=1800)
+    pending(faults, "GPU 0 is lent to alice")
+    until = (gpu(faults) or {})["lent"]["until"]
+    before = time.time()
+    status, seconds, text = answer_of(url, body)
+    assert status == 503 and "GPU 0 is lent to alice until " in text
+    assert seconds is not None and before - 3 <= until - seconds <= time.time() + 1
+
+    faults.daemon.call("lend", gpu=0, by="alice")
+    wait_until(lambda: answer_of(url, body)[1] == SOMEBODY, 30, "an end that nobody knows")
+    faults.daemon.call("take", gpu=0, by="alice")
+    faults.ready()
+    wait_until(lambda: answer_of(url, body)[0] == 200, 30, "its answer")

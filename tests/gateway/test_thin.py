@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from gateway.box import BODY, Box, listens, no_connection_refused
 from support import process
 from support.daemon import Daemon
-from support.http import get_json, post_json, request
+from support.http import answer_of, get_json, post_json, request
 from support.spec import fake, served
 from support.wait import Spent, wait_until
 
@@ -73,6 +74,18 @@ def test_one_name_for_two_services_and_the_death_of_one(box: Box) -> None:
     assert all(box.post(model="both")[0] == 200 for _ in range(4))
     status, body = box.post(model="other")
     assert status == 503 and "SIGKILL" in body["error"]["message"]
+
+
+def test_a_service_that_failed_says_when_it_is_tried_again(box: Box) -> None:
+    restart = {"policy": "always", "burst": 1, "window": "10m", "max_delay": "1s"}
+    box.write({"chat": box.service(exit_after=0, code=1) | {"restart": restart}})
+    box.daemon.up()
+    at = box.daemon.wait_state("chat", "FAILED", 60)["retry_at"]
+    box.gateway()
+    before = time.time()
+    status, seconds, text = answer_of(box.chat_url, BODY)
+    assert status == 503 and "chat: FAILED" in text and seconds is not None
+    assert before - 3 <= at - seconds <= time.time() + 1
 
 
 # --- deaths -------------------------------------------------------------------------------------------------------

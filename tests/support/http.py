@@ -15,6 +15,14 @@ def request(url: str, body: object = None, key: str = "", timeout: float = 60.0)
         return response.status, response.read()
 
 
+def answer_of(url: str, body: object) -> tuple[int, int | None, str]:
+    """Status, `Retry-After` and text of the answer to a POST."""
+    connection, response = _open(url, body, "", 100.0)
+    with connection:
+        after = response.headers["Retry-After"]
+        return response.status, None if after is None else int(after), response.read().decode()
+
+
 def get_json(url: str, key: str = "", timeout: float = 10.0) -> Any:
     status, data = request(url, key=key, timeout=timeout)
     assert status == 200, f"GET {url}: {status} {data[:500]!r}"
