@@ -191,7 +191,8 @@ class Connection(asyncio.BufferedProtocol):
             BUFFER[offer.start(1) : offer.end(1)] = b"x-offer"
         try:
             self._parser.feed_data(BUFFER[:n])
-            self._kept = (n if self._in_head else 0) if self._told else self._kept + n
+            rest = len(bytes(BUFFER[:n]).rpartition(b"\r\n")[2]) if self._in_head else 0
+            self._kept = rest if self._told else self._kept + n
             if self._kept > HEAD:
                 raise _Refused(_too_large())
         except _Refused as refused:

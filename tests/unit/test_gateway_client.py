@@ -264,3 +264,22 @@ def test_a_flood_of_the_same_is_ended(runner: asyncio.Runner, head: bytes, byte:
         assert over or not byte.strip(b"\r\n"), "empty lines between requests alone are ignored"
 
     run(runner, act)
+
+
+def test_a_head_that_begins_in_a_full_read_is_not_charged_with_what_was_before_it(runner: asyncio.Runner) -> None:
+    """Requests ahead of their answers fill a read, the last one is cut in a header, and the rest of that comes slowly."""
+    one = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"y" * 180 + b"\r\n\r\n"
+    last = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 200 + b"\r\n\r\n"
+    n = HEAD // len(one)
+    data = one * n + last
+    sides: list[Side] = []
+
+    def act(side: Side) -> None:
+        sides.append(side)
+        side.feed(data[:HEAD])
+        assert one * n in data[:HEAD] and data[:HEAD].endswith(b"x")
+        for at in range(HEAD, len(data)):
+            side.feed(data[at : at + 1])
+
+    run(runner, act)
+    assert sides[0].statuses == [200] * (n + 1)
