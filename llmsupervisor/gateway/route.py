@@ -144,9 +144,10 @@ def event(refusal: Refusal, lines: bool = False) -> bytes:
 
 
 def upstream_head(path: str, target: Target, kept: dict[str, str], length: int, request_id: str) -> bytes:
-    """The header block for an engine: what the client said is in it only where it is in `FORWARDED`."""
+    """The header block for an engine: what the client said is in it only where it is in `FORWARDED`. The body is known to be
+    JSON; an engine may refuse one that is not said to be."""
     ours = {"host": f"{target.host}:{target.port}", "content-length": str(length), "accept-encoding": "identity"}
     injected = {name.lower(): value for name, value in target.headers}
-    kept = {"x-request-id": request_id} | kept
+    kept = {"x-request-id": request_id, "content-type": "application/json"} | kept
     lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in (kept | ours | injected).items())]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
