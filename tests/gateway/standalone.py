@@ -174,7 +174,7 @@ class Standalone:
             pass
 
     def client(self) -> socket.socket:
-        sock = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         return sock
 
     def say(self, *parts: bytes) -> bytes:
