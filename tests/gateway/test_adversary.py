@@ -296,8 +296,6 @@ def test_a_parser_is_not_ended_while_it_works(monkeypatch: pytest.MonkeyPatch) -
 def test_a_parser_that_died_is_started_anew_and_one_that_hangs_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(bodies, "LONGEST", 1.0)
-
     async def main() -> None:
         parser = Parser()
         await read(parser)
@@ -309,7 +307,8 @@ def test_a_parser_that_died_is_started_anew_and_one_that_hangs_is_not_waited_for
         assert parser._process is not None and parser._process is not first
         os.kill(parser._process.pid, signal.SIGSTOP)
         second = parser._process
-        async with asyncio.timeout(5):
+        monkeypatch.setattr(bodies, "LONGEST", 1.0)
+        async with asyncio.timeout(20):
             await read(parser)
         await second.wait()
 

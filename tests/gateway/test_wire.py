@@ -252,8 +252,8 @@ def test_nothing_leaks(gateway: Standalone) -> None:
             sock.sendall([post(), post({"model": "no"}), b"junk\r\n\r\n"][i % 3])
             if i % 2:
                 sock.recv(65536)
-    wait_until(lambda: gateway.descriptors() == before, 5, lambda: f"{before}, now {gateway.descriptors()}")
-    wait_until(lambda: gateway.running() == 0, 5, "no leases")
+    wait_until(lambda: gateway.descriptors() == before, 30, lambda: f"{before}, now {gateway.descriptors()}")
+    wait_until(lambda: gateway.running() == 0, 30, "no leases")
     for fd in os.listdir(f"/proc/{gateway.process.pid}/fdinfo"):
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             if int(fd) > 2:
