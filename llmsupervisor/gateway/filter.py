@@ -21,6 +21,8 @@ _DATA = re.compile(rb"(?:(?<=\n)|(?<=\r)|\A)data: ?([^\r\n]*)")
 _space = re.compile(r"[ \t\n\r]*").match
 _decode = json.JSONDecoder(strict=False).raw_decode
 _MODEL = b'"model"'
+_PLAIN = re.compile(rb'[ \t\r\n]*\{(?:"[^"\\]*":(?:"[^"\\]*"|[-+.\w]+),)*')
+"""An object up to its first member that is no plain text or number."""
 
 
 class Filter:
@@ -98,8 +100,9 @@ class Filter:
         if not any(b'"%s"' % key.encode() in body for key in self._remove):
             if self._name is None:
                 return body
-            if body.count(_MODEL) == 1 == body.count(self._old):
-                return body.replace(self._old, b'"model":' + self._new)
+            at = head.end() if (head := _PLAIN.match(body)) is not None else 0
+            if body.startswith(self._old, at) and body.count(_MODEL) == 1:
+                return body[:at] + b'"model":' + self._new + body[at + len(self._old) :]
         filtered = self._json(body)
         return body if filtered is None else filtered
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmsupervisor.gateway import filter as module
@@ -266,6 +266,8 @@ TOP = st.dictionaries(
 
 @settings(max_examples=300, deadline=None)
 @given(TOP, st.booleans(), st.sampled_from([(",", ":"), (", ", ": "), (" ,", " : ")]))
+@example({"a": {"a": None, "model": "tiny"}}, False, (",", ":"))
+@example({"a": 1, "é": "x", "model": "tiny", "choices": []}, False, (",", ":"))
 def test_cutting_means_what_parsing_means(said: dict[str, object], ascii: bool, separators: tuple[str, str]) -> None:
     raw = json.dumps(said, ensure_ascii=ascii, separators=separators).encode("utf-8", "replace")
 
@@ -279,3 +281,8 @@ def test_cutting_means_what_parsing_means(said: dict[str, object], ascii: bool, 
     assert isinstance(top, dict)
     want = {key: expected(value) if key in ("response", "message") else value for key, value in top.items()}
     assert json.loads(Filter(False, RENAME, ("metrics",), False, False).whole(raw)) == want
+
+
+def test_a_model_that_is_no_name_stays() -> None:
+    raw = b'{"model":7,"message":{"model":"tiny"}}'
+    assert Filter(False, RENAME, (), False, False).whole(raw) == b'{"model":7,"message":{"model":"mine"}}'
