@@ -63,7 +63,7 @@ soak: .venv/.dev engines ## 10,000 random kills instead of 200, an hour of reloa
 	@LLMSUPERVISOR_STORM=3600 $(BIN)/pytest -q --timeout 7200 -s tests/gateway/test_storm.py
 	@LLMSUPERVISOR_KEYS=20000 LLMSUPERVISOR_UPDATES=200000 $(BIN)/pytest -q --timeout 36000 -s tests/tui/test_keys.py tests/tui/test_soak.py
 
-coverage: .venv/.dev ## every branch of base, spec, runtime, plan and service
+coverage: .venv/.dev ## every branch of base, spec, runtime, plan, service and what of the gateway decides
 	@$(BIN)/coverage run -m pytest -q -m "not slow and not engine" $(PURE)
 	@$(BIN)/coverage report --show-missing --skip-covered --fail-under 100
 

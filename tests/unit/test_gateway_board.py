@@ -369,3 +369,27 @@ def test_who_waits_for_the_first_view_goes_on_with_it(board: Known) -> None:
         await task
 
     run(main())
+
+
+def test_a_view_of_generation_zero_is_no_view(board: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_VIEW", 0.0)
+    board.apply({"generation": 0, "targets": []})
+
+    async def main() -> None:
+        with pytest.raises(Refused, match="does not know the services yet"):
+            await board.known()
+
+    run(main())
+
+
+def test_who_has_just_gone_is_not_late_as_well(board: Known) -> None:
+    async def main() -> None:
+        board.see(target(state="hold"))
+        task = await waiting(board, ticket(deadline=NOW))
+        task.cancel()
+        board.look()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not board.queue.waiting("chat")
+
+    run(main())

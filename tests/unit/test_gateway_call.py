@@ -307,3 +307,9 @@ def test_a_usual_body_is_read_in_a_few_times_what_its_json_takes() -> None:
     assert 1900 < len(body) < 2300
     best = min(timeit.repeat(lambda: read("chat.completions", said, body), number=20, repeat=50))
     assert best < 10 * min(timeit.repeat(lambda: json.loads(body), number=20, repeat=50))
+
+
+def test_many_objects_beside_one_another_are_not_deep() -> None:
+    said = {"model": "chat", "messages": [{"role": "user", "content": "a"}] * (DEPTH + 1)}
+    found = read("chat.completions", said, json.dumps(said).encode())
+    assert isinstance(found, Call) and found.messages == DEPTH + 1

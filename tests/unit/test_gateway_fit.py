@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 
 from llmsupervisor.gateway.call import Call, read
-from llmsupervisor.gateway.fit import TEMPLATE, certain, estimate, exact, fits, needs, read_answer, refusal, request
+from llmsupervisor.gateway.fit import (
+    TEMPLATE,
+    certain,
+    conversation,
+    estimate,
+    exact,
+    fits,
+    needs,
+    read_answer,
+    refusal,
+    request,
+)
 from llmsupervisor.gateway.view import ROUTES, Count
 from llmsupervisor.runtime.load import parse
 
@@ -129,3 +140,11 @@ def test_a_refusal_names_the_numbers() -> None:
     )
     assert "8192" in refusal(8192, None, 8192, "chat").message
     assert "max_tokens" not in refusal(8192, None, 8192, "chat").message
+
+
+def test_messages_are_asked_about_whole_and_what_is_none_is_left_out() -> None:
+    messages = [{"role": "user", "content": "a"}]
+    asked = chat("a")
+    how = Count("/tokenize", {"messages": "messages"}, "tokens")
+    assert json.loads(request(how, asked, {"model": "chat", "messages": messages})) == {"messages": messages}
+    assert conversation({"messages": [7, *messages, None]})["messages"] == messages

@@ -244,3 +244,11 @@ def test_who_may_scrape(scrape: str, headers: dict[str, str], peer: str, status:
 def test_metrics_without_keys_stay_here() -> None:
     assert guard().may_scrape({}, LOCAL) is None
     assert refusal(guard().may_scrape({}, "10.0.0.1")).code == "scrape_not_allowed"
+
+
+def test_headers_that_are_none_are_not_allowed_to_a_page() -> None:
+    own = guard(origins=("https://x",), hosts=())
+    asked = {"host": "localhost", "origin": "https://x", "access-control-request-method": "POST"}
+    for said in ("a\x00b", "a\r\nb: c", "", "a" * 1001):
+        found = own.preflight(asked | {"access-control-request-headers": said})
+        assert not isinstance(found, Refusal) and "Access-Control-Allow-Headers" not in dict(found)

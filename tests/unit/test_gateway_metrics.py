@@ -344,3 +344,10 @@ def test_the_page_names_them_all() -> None:
         PAGE.write_text(f"{before}| --- | --- | --- | --- |\n{after}")
     told = [line for line in after.partition("\n\n")[0].splitlines() if line.startswith("|")]
     assert told == rows, "write it anew: LLMSUPERVISOR_WRITE_DOCS=1 pytest tests/unit/test_gateway_metrics.py"
+
+
+def test_tokens_of_nobody_are_no_clients() -> None:
+    made = metrics()
+    made.observe(record(client=None))
+    said = made.text(None, None).decode()
+    assert 'llmsupervisor_request_context_tokens_count{service="chat"} 1' in said and 'client="' not in said

@@ -261,3 +261,9 @@ def test_ids_sort_by_time_and_differ() -> None:
     assert ids == sorted(ids) and len(set(ids)) == 9
     assert {len(each) for each in ids} == {26}
     assert new_id(0.0, b"\xff" * 10) == "0" * 10 + "Z" * 16
+
+
+def test_what_was_cut_is_told_whatever_the_engine_calls_its_end() -> None:
+    reader = stream([103.5, 105.0])
+    reader.truncated = True
+    assert record(reader)["truncated"] is True

@@ -348,3 +348,45 @@ def test_garbage_never_raises(pieces: list[bytes], stream: bool, api: str) -> No
             reader.feed(piece, 1.0)
     reader.end(2.0)
     assert reader.prompt_tokens is None or reader.prompt_tokens >= 0
+
+
+def test_an_event_that_is_too_long_is_not_read_wherever_it_ends() -> None:
+    """In one piece, or not before the answer breaks off."""
+    long = b'data: {"choices":[{"delta":{"content":"' + b"a" * timing.EVENT + b'"}}]}'
+    for end, counted in ((b"\n\n", 2), (b"", 1)):
+        reader = Reader("chat.completions", True, {})
+        reader.feed(b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n', 1.0)
+        reader.feed(long[:-9], 2.0) if not end else None
+        reader.feed((long if end else b"") + end, 2.0)
+        if end:
+            reader.feed(b'data: {"choices":[{"delta":{"content":"b"}}]}\n\n', 3.0)
+        reader.end(4.0)
+        assert reader.chunks == counted
+
+
+def test_gaps_of_events_that_come_in_halves_are_sampled_too() -> None:
+    reader, event = Reader("chat.completions", True, {}), b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+    for number in range(timing.GAPS + 100):
+        reader.feed(event[:9], float(number))
+        reader.feed(event[9:], float(number))
+    assert (reader.chunks, len(reader.gaps)) == (timing.GAPS + 100, timing.GAPS)
+
+
+def test_choices_that_are_none_have_no_content() -> None:
+    reader = Reader("chat.completions", True, {})
+    reader.feed(b'data: {"choices":[null,7]}\n\n', 1.0)
+    reader.end(2.0)
+    assert reader.first is None and reader.chunks == 0
+
+
+def test_the_end_of_a_long_answer_may_be_broken() -> None:
+    reader = Reader("chat.completions", False, TIMING["vllm"])
+    reader.feed(b'{"choices":[' + b" " * timing.WHOLE + b'],"usage":{"prompt_tokens":', 1.0)
+    reader.end(2.0)
+    assert reader.prompt_tokens is None and not reader.complete
+
+
+def test_progress_without_figures_is_none() -> None:
+    reader = Reader("chat.completions", True, {})
+    reader.feed(b'data: {"prompt_progress":{"processed":"a"}}\n\n', 1.0)
+    assert reader.progress is None
