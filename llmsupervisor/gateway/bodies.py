@@ -33,8 +33,11 @@ LONGEST = 30.0
 class Body(Protocol):
     """One request's body, parsed once."""
 
-    async def read(self, api: str, salt: bytes | None) -> tuple[Call, list[str] | None] | Refusal:
-        """What is asked, and the hashes of its prompt (without `salt` none)."""
+    async def read(self, api: str, salt: bytes | None) -> Call | Refusal:
+        """What is asked."""
+
+    def hash_ids(self) -> list[str] | None:
+        """Of the prompt that was read; None without `salt`. For the record: an engine need not wait for it."""
 
     async def under(self, api: str, policy: Policy) -> Call | Refusal:
         """What is asked of the engine, by the policy of a name."""
@@ -53,11 +56,19 @@ class Small:
     said: dict[str, Any] | None = None
     changed: dict[str, Any] | None = None
     """By a policy."""
+    salt: bytes | None = None
 
-    async def read(self, api: str, salt: bytes | None) -> tuple[Call, list[str] | None] | Refusal:
-        return self.take(api, salt)
+    async def read(self, api: str, salt: bytes | None) -> Call | Refusal:
+        return self.parse(api, salt)
 
     def take(self, api: str, salt: bytes | None) -> tuple[Call, list[str] | None] | Refusal:
+        found = self.parse(api, salt)
+        return found if isinstance(found, Refusal) else (found, self.hash_ids())
+
+    def hash_ids(self) -> list[str] | None:
+        return call.blocks(self.said, self.salt) if self.said is not None and self.salt is not None else None
+
+    def parse(self, api: str, salt: bytes | None) -> Call | Refusal:
         try:
             said = json.loads(self.data)
         except (ValueError, RecursionError) as error:
@@ -68,8 +79,8 @@ class Small:
         asked = call.read(api, said, self.data)
         if isinstance(asked, Refusal):
             return asked
-        self.said = said
-        return asked, call.blocks(said, salt) if salt is not None else None
+        self.said, self.salt = said, salt
+        return asked
 
     async def under(self, api: str, policy: Policy) -> Call | Refusal:
         return self.apply(api, policy)
@@ -103,10 +114,18 @@ class Large:
 
     def __init__(self, parser: Parser, data: bytes) -> None:
         self._parser, self._small = parser, Small(data)
+        self._hash_ids: list[str] | None = None
 
-    async def read(self, api: str, salt: bytes | None) -> tuple[Call, list[str] | None] | Refusal:
-        found = await self._parser.ask(self._small.data, "take", (api, salt))
-        return self._small.take(api, salt) if found is None else found
+    async def read(self, api: str, salt: bytes | None) -> Call | Refusal:
+        found: tuple[Call, list[str] | None] | Refusal | None
+        found = await self._parser.ask(self._small.data, "take", (api, salt)) or self._small.take(api, salt)
+        if isinstance(found, Refusal):
+            return found
+        asked, self._hash_ids = found
+        return asked
+
+    def hash_ids(self) -> list[str] | None:
+        return self._hash_ids
 
     async def under(self, api: str, policy: Policy) -> Call | Refusal:
         found: Call | Refusal = await self._asked("apply", (api, policy))

@@ -86,7 +86,6 @@ class Exchange:
         self.error = ""
         self.prompt_tokens: int | None = None
         """Counted by the engine's tokenizer, where it was asked."""
-        self.hash_ids: list[str] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._started = False
         """Our head of an event stream is sent: errors are events."""
@@ -175,8 +174,8 @@ class Exchange:
         found = await self._body.read(self.api, salt)
         if isinstance(found, Refusal):
             raise Refused(found)
-        self.call, self.hash_ids = found
-        return self.call
+        self.call = found
+        return found
 
     def _admit(self) -> None:
         asker = self._hub.guard.admit(self._headers, self._peer)
@@ -305,6 +304,10 @@ class Exchange:
     def native(self) -> bool:
         """Of Ollama's own api: its errors have another shape, and its streams no comments."""
         return self.path.startswith("/api/")
+
+    @property
+    def hash_ids(self) -> list[str] | None:
+        return self._body.hash_ids()
 
     @property
     def reader(self) -> Reader | None:

@@ -270,7 +270,7 @@ async def read(parser: Parser) -> float:
         await asyncio.sleep(0.001)
         worst, last = max(worst, time.monotonic() - last), time.monotonic()
     found = task.result()
-    assert not isinstance(found, Refusal) and found[0].model == "chat"
+    assert not isinstance(found, Refusal) and found.model == "chat"
     return worst
 
 
