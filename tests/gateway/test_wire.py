@@ -43,9 +43,11 @@ def test_the_answer_is_unchanged_and_the_request_is_rebuilt(gateway: Standalone)
     lines = head.decode().split("\r\n")
     assert lines[0] == "POST /v1/chat/completions HTTP/1.1"
     assert sorted(line.split(":")[0] for line in lines[1:]) == sorted(
-        ["x-request-id", "host", "content-length", "accept-encoding", "authorization"]
+        ["x-request-id", "host", "content-length", "content-type", "accept-encoding", "authorization"]
     )
-    assert "authorization: Bearer engine-key" in lines and "accept-encoding: identity" in lines
+    assert {"authorization: Bearer engine-key", "accept-encoding: identity", "content-type: application/json"} < set(
+        lines
+    )
     assert json.loads(sent) == body
 
 
