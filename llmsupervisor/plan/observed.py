@@ -24,6 +24,8 @@ ENDLESS = frozenset({"embeddings", "rerank"})
 """Apis whose answer is no text."""
 BROKEN = frozenset({"client_gone", "queue_timeout", "rejected", "engine_exit", "timeout", "error", "incomplete"})
 """`finish_reason` of requests without a regular end."""
+RUNAWAY = 10
+"""Times the length of the usual long answer, beyond which one that nobody limited has run away."""
 LIMITED = frozenset({"length", "max_tokens", "max_output_tokens"})
 
 
@@ -67,6 +69,10 @@ class Seen:
     """Answers that ended at the client's `max_tokens`."""
     limit_p50: int | None = None
     """That `max_tokens`."""
+    answer_p95: int | None = None
+    """Tokens of answers that ended by themselves."""
+    runaway: int = 0
+    """Answers without `max_tokens` that ended only because the context was full, RUNAWAY times as long as those."""
     longest: int | None = None
     """Tokens: prompt, and output or `max_tokens`, whichever is more; refused ones too."""
     p99: int | None = None
@@ -108,6 +114,11 @@ class Seen:
     busy: Busy | None = None
     """None: no figures over time."""
 
+    @property
+    def asked(self) -> int:
+        """Of known length, also those that did not fit."""
+        return self.sized + self.refused
+
 
 def observe(records: Sequence[Record], model: str | None = None) -> Seen:
     """`records` in the order of their arrival."""
@@ -120,6 +131,7 @@ def observe(records: Sequence[Record], model: str | None = None) -> Seen:
     loads = [r["load_ms"] for r in records if r["load_ms"]]
     given_up = [r for r in records if r["finish_reason"] == "queue_timeout"]
     at_once = _at_once(records)
+    usual = _quantile((r["completion_tokens"] for r in answers if r["finish_reason"] not in LIMITED), 0.95)
     repeated, cached, prompts = _prefixes(records)
     return Seen(
         model=model,
@@ -130,6 +142,8 @@ def observe(records: Sequence[Record], model: str | None = None) -> Seen:
         refused=len(refused),
         limited=len(limited),
         limit_p50=_quantile((r["max_tokens"] for r in limited), 0.5),
+        answer_p95=usual,
+        runaway=sum(_ran_away(r, usual) for r in answers),
         longest=max(needs, default=None),
         p99=quantile(needs, 0.99) if needs else None,
         p999=quantile(needs, 0.999) if needs else None,
@@ -161,6 +175,11 @@ def _answered(record: Record) -> bool:
 def _refused(record: Record) -> bool:
     """The gateway has a prompt counted where it may be too long; with a 400 it was."""
     return record["status"] == 400 and record["finish_reason"] == "rejected" and record["prompt_tokens"] is not None
+
+
+def _ran_away(record: Record, usual: int | None) -> bool:
+    unlimited = bool(record["truncated"]) and not record["max_tokens"]
+    return unlimited and usual is not None and (record["completion_tokens"] or 0) > RUNAWAY * usual
 
 
 def _need(record: Record) -> int:

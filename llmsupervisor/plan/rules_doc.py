@@ -66,6 +66,7 @@ CLOSED = {
 
 
 ELSEWHERE = {
+    "C60": "R103: what requests without `max_tokens` really do; a spec alone does not say whether long answers are wanted",
     "R65": "condition `not-as-asked`: the engine's log says how many layers are on the GPU",
     "R67": "condition `not-as-asked`: the engine's log says that flash attention is off",
     "R74": 'C108: only `client_options = "passed"` lets clients load a model anew; by default their options are pinned',
@@ -77,15 +78,15 @@ ELSEWHERE = {
 """What another part of the daemon tells."""
 
 OPEN = {
-    "C22": "vLLM's own suggestion of `--kv-cache-memory` is not read from its log; `kv_tokens` sets the same by hand",
-    "C59": "no source: nobody has measured that the losses of weights of 3 bits and of a 4-bit cache add up",
-    "C60": "records do not say which answers ran away: a long answer without `max_tokens` may be wanted (R61 counts those that filled the context; "
-    "`set = { max_tokens = … }` of a name limits them)",
-    "R66": "no figure ties the CPU time of an engine to the same seconds of a GPU that idles; what causes it is C08 and `not-as-asked`",
-    "R79": "PCIe traffic is not sampled; weights on the host are C32 and a warning of the plan",
-    "R82": "there is no load test in this version whose prompts could be compared with traffic",
-    "R83": "there is no load test in this version",
-    "R84": "there is no load test in this version",
+    "C22": "vLLM says its suggestion of `--kv-cache-memory` after it has profiled a GPU: without one no log has that line to read; `kv_tokens` sets the "
+    "same by hand",
+    "C59": "no source: nobody has measured that the losses of weights of 3 bits and of a 4-bit cache add up (C12 warns of the cache alone)",
+    "R66": "its thresholds (GPU below 30 %, CPU above 300 %) were read of one report (llama.cpp #24485), and no GPU was there to try them on; what causes it "
+    "is C08 and `not-as-asked`",
+    "R79": "PCIe traffic is not sampled: what is too much of it no GPU was there to show; weights on the host are C32 and a warning of the plan",
+    "R82": "a load test of ours (`replay`) is not in this version: no prompts to compare with traffic",
+    "R83": "a load test of ours (`replay`) is not in this version: no levels whose requests could be counted",
+    "R84": "a load test of ours (`replay`) is not in this version: no client whose lag could be measured",
 }
 """Known, and no rule yet."""
 

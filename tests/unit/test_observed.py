@@ -166,6 +166,12 @@ CASES = {
         "5 of 1000 (0.5 %) requests waited until the gateway's queue_deadline",
         8,
     ),
+    "R103": Case(
+        llama(),
+        {"runaway": 5, "answer_p95": 300, "cut": 0},
+        [{"runaway": 2, "answer_p95": 300}, {"runaway": 5}, {"runaway": 50, "answer_p95": 300, "answers": 199}],
+        "5 of 1000 (0.5 %) answers without max_tokens went on",
+    ),
     "R99": Case(
         llama(),
         {"lost": 4},

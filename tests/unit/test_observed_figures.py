@@ -46,6 +46,9 @@ def test_what_is_counted_of_lengths_and_ends() -> None:
     assert (seen.cut, seen.limited, seen.limit_p50, seen.refused, seen.given_up, seen.lost) == (4, 3, 64, 2, 1, 1)
     assert seen.given_up_loading == 1
     assert (seen.longest, seen.p99, seen.prompt_p95) == (7000, 5096, 189)
+    assert (seen.answer_p95, seen.runaway) == (10, 4), "148 tokens are over ten times 10, and nobody limited them"
+    limited = records(4, finish_reason="length", truncated=True, completion_tokens=148, max_tokens=4000)
+    assert observe([*records(90, completion_tokens=10), *limited]).runaway == 0
     assert observe([]) == Seen(None, 0)
 
 

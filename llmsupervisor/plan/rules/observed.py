@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from llmsupervisor.base.units import format_duration
 from llmsupervisor.plan.launch import ServicePlan
 from llmsupervisor.plan.observed import KEEP, SOME, WAITED_MS, Seen
 from llmsupervisor.plan.rules.model import folder, read
-from llmsupervisor.plan.rules.rule import ENGINES, LLAMA, OLLAMA, Box, Edit, Hit, rule
+from llmsupervisor.plan.rules.rule import ENGINES, LLAMA, OLLAMA, Box, Edit, Hit, observed_rule
 from llmsupervisor.plan.size import LEAST, context_for
 from llmsupervisor.spec.locate import Path
 
@@ -55,7 +53,7 @@ def _trained(plan: ServicePlan, seen: Seen, box: Box) -> int | None:
     return next((m.header.context_train for m in models if m.name in ("", seen.model) or len(models) == 1), None)
 
 
-def _context(plan: ServicePlan, seen: Seen, box: Box, says: str, requests: int, effect: str) -> Hit:
+def _context(plan: ServicePlan, seen: Seen, box: Box, says: str, effect: str) -> Hit:
     limit, path = _limit(plan, seen)
     wish, trained = _enough(seen, limit), _trained(plan, seen, box)
     if trained is not None and wish > trained:
@@ -78,11 +76,10 @@ def _context(plan: ServicePlan, seen: Seen, box: Box, says: str, requests: int, 
         (Edit(path, wish),) if wish > limit else (),
         judgement=True,
         effect=effect,
-        requests=requests,
     )
 
 
-@rule(
+@observed_rule(
     "R61",
     "answers-cut",
     "error",
@@ -91,16 +88,17 @@ def _context(plan: ServicePlan, seen: Seen, box: Box, says: str, requests: int, 
     harm="answers stop in the middle, with HTTP 200",
     effect="these answers go on to their end",
     source="the gateway's records (`truncated`); Ollama #3839, #17427; llama.cpp server README (context full: finish_reason length)",
+    of="answers",
 )
-def answers_cut(plan: ServicePlan, box: Box) -> Iterator[Hit]:
-    for seen in box.seen.get(plan.name, ()):
-        if seen.answers >= SOME and often(seen.cut, seen.answers, RARE):
-            limit, _ = _limit(plan, seen)
-            says = f"{part_of(seen.cut, seen.answers)} answers{whose(seen)} ended because context_length = {limit} was full"
-            yield _context(plan, seen, box, says, seen.answers, f"{seen.cut} answers would have had room to go on")
+def answers_cut(plan: ServicePlan, seen: Seen, box: Box) -> Hit | None:
+    if often(seen.cut, seen.answers, RARE):
+        limit, _ = _limit(plan, seen)
+        says = f"{part_of(seen.cut, seen.answers)} answers{whose(seen)} ended because context_length = {limit} was full"
+        return _context(plan, seen, box, says, f"{seen.cut} answers would have had room to go on")
+    return None
 
 
-@rule(
+@observed_rule(
     "R62",
     "too-long",
     "error",
@@ -109,19 +107,17 @@ def answers_cut(plan: ServicePlan, box: Box) -> Iterator[Hit]:
     harm="clients get HTTP 400 context_length_exceeded",
     effect="these requests are served",
     source="the gateway's records (HTTP 400 `context_length_exceeded`); Ollama #17889; llama.cpp #23652",
+    of="asked",
 )
-def too_long(plan: ServicePlan, box: Box) -> Iterator[Hit]:
-    for seen in box.seen.get(plan.name, ()):
-        whole = seen.sized + seen.refused
-        if whole >= SOME and often(seen.refused, whole, RARE):
-            limit, _ = _limit(plan, seen)
-            says = f"{part_of(seen.refused, whole)} requests{whose(seen)} did not fit context_length = {limit}; the longest asked for {seen.longest} tokens"
-            yield _context(
-                plan, seen, box, says, whole, f"all but one request in a thousand fit; {seen.refused} did not"
-            )
+def too_long(plan: ServicePlan, seen: Seen, box: Box) -> Hit | None:
+    if often(seen.refused, seen.asked, RARE):
+        limit, _ = _limit(plan, seen)
+        says = f"{part_of(seen.refused, seen.asked)} requests{whose(seen)} did not fit context_length = {limit}; the longest asked for {seen.longest} tokens"
+        return _context(plan, seen, box, says, f"all but one request in a thousand fit; {seen.refused} did not")
+    return None
 
 
-@rule(
+@observed_rule(
     "R98",
     "queue-given-up",
     "error",
@@ -131,30 +127,24 @@ def too_long(plan: ServicePlan, box: Box) -> Iterator[Hit]:
     effect="more requests are decoded at once, and fewer wait",
     source="the gateway's records (`queue_timeout`); Ollama FAQ (503 of a full queue)",
 )
-def given_up(plan: ServicePlan, box: Box) -> Iterator[Hit]:
-    for seen in box.seen.get(plan.name, ()):
-        if seen.requests < SOME or not often(seen.given_up, seen.requests, RARE):
-            continue
-        if 2 * seen.given_up_loading > seen.given_up:
-            deadline = box.gateway.queue_deadline if box.gateway else None
-            yield Hit(
-                "start",
-                f"{part_of(seen.given_up, seen.requests)} requests{whose(seen)} waited in vain for the gateway's queue_deadline of "
-                f"{format_duration(deadline)}, most of them for a load",
-                'a queue_deadline in [gateway] that is longer than a load, a longer keep_alive, or start = "boot"',
-                {"given_up": seen.given_up, "while_loading": seen.given_up_loading, "load_p50_ms": seen.load_p50_ms},
-                effect="requests wait for the load instead of failing",
-                requests=seen.requests,
-            )
-        else:
-            yield _slots(
-                plan,
-                seen,
-                f"{part_of(seen.given_up, seen.requests)} requests{whose(seen)} waited until the gateway's queue_deadline, in vain",
-            )
+def given_up(plan: ServicePlan, seen: Seen, box: Box) -> Hit | None:
+    if not often(seen.given_up, seen.requests, RARE):
+        return None
+    if 2 * seen.given_up_loading > seen.given_up:
+        deadline = box.gateway.queue_deadline if box.gateway else None
+        return Hit(
+            "start",
+            f"{part_of(seen.given_up, seen.requests)} requests{whose(seen)} waited in vain for the gateway's queue_deadline of "
+            f"{format_duration(deadline)}, most of them for a load",
+            'a queue_deadline in [gateway] that is longer than a load, a longer keep_alive, or start = "boot"',
+            {"given_up": seen.given_up, "while_loading": seen.given_up_loading, "load_p50_ms": seen.load_p50_ms},
+            effect="requests wait for the load instead of failing",
+        )
+    says = f"{part_of(seen.given_up, seen.requests)} requests{whose(seen)} waited until the gateway's queue_deadline, in vain"
+    return _slots(plan, seen, says)
 
 
-@rule(
+@observed_rule(
     "R99",
     "engine-lost",
     "error",
@@ -164,19 +154,18 @@ def given_up(plan: ServicePlan, box: Box) -> Iterator[Hit]:
     effect="no answer breaks off",
     source="the gateway's records (`engine_exit`)",
 )
-def engine_lost(plan: ServicePlan, box: Box) -> Iterator[Hit]:
-    for seen in box.seen.get(plan.name, ()):
-        if seen.requests >= SOME and often(seen.lost, seen.requests, RARE):
-            yield Hit(
-                "drain_timeout" if plan.service.drain_timeout < 1 else "restart",
-                f"{part_of(seen.lost, seen.requests)} requests{whose(seen)} ended because the engine did",
-                f"llmsupervisor events and llmsupervisor logs {plan.name} --previous say why it ended; before a stop that is wanted, drain",
-                {"engine_exit": seen.lost},
-                requests=seen.requests,
-            )
+def engine_lost(plan: ServicePlan, seen: Seen, box: Box) -> Hit | None:
+    if often(seen.lost, seen.requests, RARE):
+        return Hit(
+            "drain_timeout" if plan.service.drain_timeout < 1 else "restart",
+            f"{part_of(seen.lost, seen.requests)} requests{whose(seen)} ended because the engine did",
+            f"llmsupervisor events and llmsupervisor logs {plan.name} --previous say why it ended; before a stop that is wanted, drain",
+            {"engine_exit": seen.lost},
+        )
+    return None
 
 
-@rule(
+@observed_rule(
     "R71",
     "slots-few",
     "warning",
@@ -186,14 +175,14 @@ def engine_lost(plan: ServicePlan, box: Box) -> Iterator[Hit]:
     effect="more requests are decoded at once, and fewer wait",
     source="the gateway's records (`queue_ms`); Little's law; vLLM docs/configuration/optimization; Ollama FAQ (OLLAMA_NUM_PARALLEL)",
 )
-def slots_few(plan: ServicePlan, box: Box) -> Iterator[Hit]:
-    for seen in box.seen.get(plan.name, ()):
-        if seen.requests >= SOME and often(seen.waited, seen.requests, WAITING):
-            says = (
-                f"{part_of(seen.waited, seen.requests)} requests{whose(seen)} waited {WAITED_MS / 1000:g} s or more for one of "
-                f"{plan.service.parallel} places (95 %: {format_duration((seen.queue_p95_ms or 0) / 1000)})"
-            )
-            yield _slots(plan, seen, says)
+def slots_few(plan: ServicePlan, seen: Seen, box: Box) -> Hit | None:
+    if often(seen.waited, seen.requests, WAITING):
+        says = (
+            f"{part_of(seen.waited, seen.requests)} requests{whose(seen)} waited {WAITED_MS / 1000:g} s or more for one of "
+            f"{plan.service.parallel} places (95 %: {format_duration((seen.queue_p95_ms or 0) / 1000)})"
+        )
+        return _slots(plan, seen, says)
+    return None
 
 
 def _slots(plan: ServicePlan, seen: Seen, says: str) -> Hit:
@@ -218,11 +207,10 @@ def _slots(plan: ServicePlan, seen: Seen, says: str) -> Hit:
         (Edit(("parallel",), wish),) if more else (),
         judgement=True,
         effect=f"{found} more of {seen.requests} requests would have found a place at once" if more else "",
-        requests=seen.requests,
     )
 
 
-@rule(
+@observed_rule(
     "R73",
     "cold-starts",
     "warning",
@@ -232,30 +220,28 @@ def _slots(plan: ServicePlan, seen: Seen, says: str) -> Hit:
     effect="fewer requests wait for a load; the memory is held for longer",
     source="the gateway's records (`load_ms`); Ollama FAQ (keep_alive)",
 )
-def cold_starts(plan: ServicePlan, box: Box) -> Iterator[Hit]:
-    for seen in box.seen.get(plan.name, ()):
-        keep, path = _keep(plan, seen)
-        if keep is None or seen.requests < SOME or not often(seen.loads, seen.requests, COLD):
-            continue
-        colds = seen.colds or {}
-        wish = next((each for each in KEEP if each > keep and colds.get(each, 0) <= COLD * seen.requests), None)
-        text = "forever" if wish is None else _text(wish)
-        yield Hit(
-            str(path[0]),
-            f"{part_of(seen.loads, seen.requests)} requests{whose(seen)} waited for a load (half of them {format_duration((seen.load_p50_ms or 0) / 1000)} or "
-            f"more): keep_alive = {_text(keep)}",
-            f'keep_alive = "{text}"{whose(seen)}',
-            {
-                "keep_alive": _text(keep),
-                "loads": seen.loads,
-                "load_p50_ms": seen.load_p50_ms,
-                "pauses": {_text(k): n for k, n in colds.items()},
-            },
-            (Edit(path, text),),
-            judgement=True,
-            effect=f"{colds.get(wish, 0) if wish else 0} of {seen.requests} requests would have come after a longer pause",
-            requests=seen.requests,
-        )
+def cold_starts(plan: ServicePlan, seen: Seen, box: Box) -> Hit | None:
+    keep, path = _keep(plan, seen)
+    if keep is None or not often(seen.loads, seen.requests, COLD):
+        return None
+    colds = seen.colds or {}
+    wish = next((each for each in KEEP if each > keep and colds.get(each, 0) <= COLD * seen.requests), None)
+    text = "forever" if wish is None else _text(wish)
+    return Hit(
+        str(path[0]),
+        f"{part_of(seen.loads, seen.requests)} requests{whose(seen)} waited for a load (half of them {format_duration((seen.load_p50_ms or 0) / 1000)} or "
+        f"more): keep_alive = {_text(keep)}",
+        f'keep_alive = "{text}"{whose(seen)}',
+        {
+            "keep_alive": _text(keep),
+            "loads": seen.loads,
+            "load_p50_ms": seen.load_p50_ms,
+            "pauses": {_text(k): n for k, n in colds.items()},
+        },
+        (Edit(path, text),),
+        judgement=True,
+        effect=f"{colds.get(wish, 0) if wish else 0} of {seen.requests} requests would have come after a longer pause",
+    )
 
 
 def _keep(plan: ServicePlan, seen: Seen) -> tuple[float | None, Path]:
@@ -273,7 +259,7 @@ def _text(seconds: float) -> str:
     return f"{seconds:g}s"
 
 
-@rule(
+@observed_rule(
     "R63",
     "context-unused",
     "warning",
@@ -283,28 +269,28 @@ def _text(seconds: float) -> str:
     harm="KV cache is reserved that no request has used",
     effect="memory free for more requests at once, or for another model",
     source="the gateway's records; llama.cpp src/llama-kv-cache.cpp (reserved whole at the start)",
+    of="sized",
+    least=LEAST,
 )
-def context_unused(plan: ServicePlan, box: Box) -> Iterator[Hit]:
-    for seen in box.seen.get(plan.name, ()):
-        limit, path = _limit(plan, seen)
-        wish = context_for(seen.longest or 0)
-        if seen.sized < LEAST or seen.longest is None or seen.cut or seen.refused or 2 * wish > limit:
-            continue
-        share = round(100 * (1 - wish / limit))
-        yield Hit(
-            str(path[0]),
-            f"the longest of {seen.sized} requests{whose(seen)} asked for {seen.longest} tokens (99 %: {seen.p99}), and KV cache for "
-            f"{plan.service.parallel} × {limit} is reserved",
-            f"context_length = {wish}{whose(seen)}, or {limit // wish} times as many requests at once in the same memory",
-            {"context_length": limit, "longest": seen.longest, "p99": seen.p99, "parallel": plan.service.parallel},
-            (Edit(path, wish),),
-            judgement=True,
-            effect=f"{share} % of its KV cache free",
-            requests=seen.sized,
-        )
+def context_unused(plan: ServicePlan, seen: Seen, box: Box) -> Hit | None:
+    limit, path = _limit(plan, seen)
+    wish = context_for(seen.longest or 0)
+    if seen.longest is None or seen.cut or seen.refused or 2 * wish > limit:
+        return None
+    share = round(100 * (1 - wish / limit))
+    return Hit(
+        str(path[0]),
+        f"the longest of {seen.sized} requests{whose(seen)} asked for {seen.longest} tokens (99 %: {seen.p99}), and KV cache for "
+        f"{plan.service.parallel} × {limit} is reserved",
+        f"context_length = {wish}{whose(seen)}, or {limit // wish} times as many requests at once in the same memory",
+        {"context_length": limit, "longest": seen.longest, "p99": seen.p99, "parallel": plan.service.parallel},
+        (Edit(path, wish),),
+        judgement=True,
+        effect=f"{share} % of its KV cache free",
+    )
 
 
-@rule(
+@observed_rule(
     "R85",
     "slots-idle",
     "info",
@@ -313,25 +299,25 @@ def context_unused(plan: ServicePlan, box: Box) -> Iterator[Hit]:
     harm="each place has KV cache of its own, used or not",
     effect="memory free for longer requests, or for another model",
     source="the gateway's records; llama.cpp src/llama-kv-cache.cpp (reserved whole at the start)",
+    least=LEAST,
 )
-def slots_idle(plan: ServicePlan, box: Box) -> Iterator[Hit]:
+def slots_idle(plan: ServicePlan, seen: Seen, box: Box) -> Hit | None:
     parallel = plan.service.parallel or 1
-    for seen in box.seen.get(plan.name, ()):
-        most = seen.at_once_max
-        if seen.requests >= LEAST and parallel >= 4 and most and 2 * most <= parallel:
-            yield Hit(
-                "parallel",
-                f"never more than {most} of {seen.requests} requests were there at once, and there are {parallel} places",
-                f"parallel = {most}, or {parallel // most} times the context_length in the same memory",
-                {"parallel": parallel, "at_once_max": most, "at_once_p95": seen.at_once_p95},
-                (Edit(("parallel",), most),),
-                judgement=True,
-                effect=f"{round(100 * (1 - most / parallel))} % of its KV cache free",
-                requests=seen.requests,
-            )
+    most = seen.at_once_max
+    if parallel >= 4 and most and 2 * most <= parallel:
+        return Hit(
+            "parallel",
+            f"never more than {most} of {seen.requests} requests were there at once, and there are {parallel} places",
+            f"parallel = {most}, or {parallel // most} times the context_length in the same memory",
+            {"parallel": parallel, "at_once_max": most, "at_once_p95": seen.at_once_p95},
+            (Edit(("parallel",), most),),
+            judgement=True,
+            effect=f"{round(100 * (1 - most / parallel))} % of its KV cache free",
+        )
+    return None
 
 
-@rule(
+@observed_rule(
     "R64",
     "answers-limited",
     "info",
@@ -340,21 +326,47 @@ def slots_idle(plan: ServicePlan, box: Box) -> Iterator[Hit]:
     harm="answers stop in the middle, as their clients asked for",
     effect="answers end by themselves",
     source="the gateway's records (`finish_reason` length below a full context)",
+    of="answers",
 )
-def answers_limited(plan: ServicePlan, box: Box) -> Iterator[Hit]:
-    for seen in box.seen.get(plan.name, ()):
-        if seen.answers >= SOME and often(seen.limited, seen.answers, LIMITED):
-            yield Hit(
-                "names",
-                f"{part_of(seen.limited, seen.answers)} answers{whose(seen)} ended at their client's max_tokens, half of them at {seen.limit_p50} or less",
-                f'more max_tokens in the clients; or names."{plan.name}-long" = {{ strip = ["max_tokens"] }} for those that cannot',
-                {"limited": seen.limited, "max_tokens_p50": seen.limit_p50},
-                requests=seen.answers,
-            )
+def answers_limited(plan: ServicePlan, seen: Seen, box: Box) -> Hit | None:
+    if often(seen.limited, seen.answers, LIMITED):
+        return Hit(
+            "names",
+            f"{part_of(seen.limited, seen.answers)} answers{whose(seen)} ended at their client's max_tokens, half of them at {seen.limit_p50} or less",
+            f'more max_tokens in the clients; or names."{plan.name}-long" = {{ strip = ["max_tokens"] }} for those that cannot',
+            {"limited": seen.limited, "max_tokens_p50": seen.limit_p50},
+        )
+    return None
+
+
+@observed_rule(
+    "R103",
+    "answers-run-away",
+    "warning",
+    *ENGINES,
+    when="more than one answer in a thousand had no `max_tokens`, filled the context, and was over ten times as long as 95 % of those that "
+    f"end by themselves, of at least {SOME}",
+    harm="a model that repeats itself holds its place until the context is full, and others wait",
+    effect="a place is free again once an answer is twice as long as the usual long one",
+    source="the gateway's records (`truncated`, `max_tokens`, `completion_tokens`); Ollama (boundedNumPredict: it ends such answers at a multiple of the context)",
+    of="answers",
+)
+def run_away(plan: ServicePlan, seen: Seen, box: Box) -> Hit | None:
+    if not often(seen.runaway, seen.answers, RARE) or not seen.answer_p95:
+        return None
+    cap = 2 * seen.answer_p95
+    return Hit(
+        "names",
+        f"{part_of(seen.runaway, seen.answers)} answers{whose(seen)} without max_tokens went on until the context was full; 95 % of those that end "
+        f"by themselves have {seen.answer_p95} tokens or fewer",
+        f'max_tokens in the clients; or names."{plan.name}-capped" = {{ set = {{ max_tokens = {cap} }} }} for those that cannot',
+        {"runaway": seen.runaway, "answer_p95": seen.answer_p95},
+    )
 
 
 RULES = (
     answers_cut,
+    run_away,
     too_long,
     given_up,
     engine_lost,

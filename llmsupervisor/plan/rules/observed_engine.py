@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from llmsupervisor.plan.launch import ServicePlan
-from llmsupervisor.plan.observed import SOME
+from llmsupervisor.plan.observed import SOME, Seen
 from llmsupervisor.plan.rules.observed import often, part_of
-from llmsupervisor.plan.rules.rule import LLAMA, VLLM, Box, Edit, Hit, number, rule
+from llmsupervisor.plan.rules.rule import LLAMA, VLLM, Box, Edit, Hit, number, observed_rule
 
 AGAIN = 0.01
 """Share of requests that were begun anew."""
@@ -19,7 +17,7 @@ GAP = 0.2
 """Share of prompts that a cache could have known, beyond what it knew."""
 
 
-@rule(
+@observed_rule(
     "R72",
     "prefix-missed",
     "warning",
@@ -29,29 +27,28 @@ GAP = 0.2
     harm="known beginnings are computed again, before the first token",
     effect="less of each prompt is computed",
     source="the gateway's records (`hash_ids`, `cached_tokens`); llama.cpp tools/server README (--cache-ram, --slot-prompt-similarity); vLLM docs/design/prefix_caching",
+    of="prompts",
 )
-def prefix_missed(plan: ServicePlan, box: Box) -> Iterator[Hit]:
-    for seen in box.seen.get(plan.name, ()):
-        if seen.prompts < SOME or seen.repeated is None or seen.cached is None or seen.repeated - seen.cached < GAP:
-            continue
-        off = plan.service.prefix_caching is False
-        yield Hit(
-            "prefix_caching" if off else "cache_ram" if plan.definition.adapter == LLAMA else "kv_tokens",
-            f"{seen.repeated:.0%} of the blocks of {seen.prompts} prompts had come before, and {seen.cached:.0%} of their tokens "
-            "were read from the cache",
-            "prefix_caching = true"
-            if off
-            else "more cache_ram, or more parallel: each keeps the beginnings of more conversations"
-            if plan.definition.adapter == LLAMA
-            else "more kv_tokens: finished prompts stay in what is left of them",
-            {"repeated": round(seen.repeated, 3), "cached": round(seen.cached, 3), "prefix_caching": not off},
-            (Edit(("prefix_caching",), True),) if off else (),
-            effect=f"at most {seen.repeated - seen.cached:.0%} of all prompt tokens less to compute",
-            requests=seen.prompts,
-        )
+def prefix_missed(plan: ServicePlan, seen: Seen, box: Box) -> Hit | None:
+    if seen.repeated is None or seen.cached is None or seen.repeated - seen.cached < GAP:
+        return None
+    off = plan.service.prefix_caching is False
+    return Hit(
+        "prefix_caching" if off else "cache_ram" if plan.definition.adapter == LLAMA else "kv_tokens",
+        f"{seen.repeated:.0%} of the blocks of {seen.prompts} prompts had come before, and {seen.cached:.0%} of their tokens "
+        "were read from the cache",
+        "prefix_caching = true"
+        if off
+        else "more cache_ram, or more parallel: each keeps the beginnings of more conversations"
+        if plan.definition.adapter == LLAMA
+        else "more kv_tokens: finished prompts stay in what is left of them",
+        {"repeated": round(seen.repeated, 3), "cached": round(seen.cached, 3), "prefix_caching": not off},
+        (Edit(("prefix_caching",), True),) if off else (),
+        effect=f"at most {seen.repeated - seen.cached:.0%} of all prompt tokens less to compute",
+    )
 
 
-@rule(
+@observed_rule(
     "R80",
     "token-gaps",
     "warning",
@@ -60,27 +57,27 @@ def prefix_missed(plan: ServicePlan, box: Box) -> Iterator[Hit]:
     harm="running answers stand still while a long prompt is computed",
     effect="shorter pauses in running answers; long prompts take a little longer",
     source="the gateway's records (`itl_p50_ms`, `itl_p95_ms`); vLLM docs/configuration/optimization (max_num_batched_tokens)",
+    of="answers",
 )
-def token_gaps(plan: ServicePlan, box: Box) -> Iterator[Hit]:
+def token_gaps(plan: ServicePlan, seen: Seen, box: Box) -> Hit | None:
     batch = number(plan, "--max-num-batched-tokens") or 0
-    for seen in box.seen.get(plan.name, ()):
-        usual, late, prompt = seen.itl_p50_ms, seen.itl_p95_ms, seen.prompt_p95
-        if seen.answers < SOME or not usual or not late or not prompt:
-            continue
-        if late > 5 * usual and prompt > 8192 and batch > 2048:
-            yield Hit(
-                "batch",
-                f"tokens of {seen.answers} answers come {usual:.0f} ms apart, and {late:.0f} ms at the 95th percentile; prompts of "
-                f"{prompt} tokens (95 %) are computed {batch:.0f} at a time",
-                "batch = 2048",
-                {"batch": batch, "itl_p50_ms": usual, "itl_p95_ms": late, "prompt_p95": prompt},
-                (Edit(("batch",), 2048),),
-                judgement=True,
-                requests=seen.answers,
-            )
+    usual, late, prompt = seen.itl_p50_ms, seen.itl_p95_ms, seen.prompt_p95
+    if not usual or not late or not prompt:
+        return None
+    if late > 5 * usual and prompt > 8192 and batch > 2048:
+        return Hit(
+            "batch",
+            f"tokens of {seen.answers} answers come {usual:.0f} ms apart, and {late:.0f} ms at the 95th percentile; prompts of "
+            f"{prompt} tokens (95 %) are computed {batch:.0f} at a time",
+            "batch = 2048",
+            {"batch": batch, "itl_p50_ms": usual, "itl_p95_ms": late, "prompt_p95": prompt},
+            (Edit(("batch",), 2048),),
+            judgement=True,
+        )
+    return None
 
 
-@rule(
+@observed_rule(
     "R68",
     "preemptions",
     "warning",
@@ -91,28 +88,27 @@ def token_gaps(plan: ServicePlan, box: Box) -> Iterator[Hit]:
     source="vLLM's own count (`vllm:num_preemptions_total`); docs/configuration/optimization; PR #44594 (1065 → 187 preemptions, 40.6 → 17.7 ms "
     "between tokens at the 99th percentile)",
 )
-def preemptions(plan: ServicePlan, box: Box) -> Iterator[Hit]:
-    for seen in box.seen.get(plan.name, ()):
-        if seen.requests >= SOME and seen.preemptions and often(seen.preemptions, seen.requests, AGAIN):
-            parallel, kind = plan.service.parallel or 1, plan.service.kv_cache_type
-            wish = max(1, parallel * 3 // 4)
-            yield Hit(
-                "parallel",
-                f"{seen.preemptions} times a request was thrown out of the KV cache and begun anew, at {seen.requests} requests",
-                f"parallel = {wish}, more kv_tokens{'' if kind == 'fp8' else ', or kv_cache_type = ' + chr(34) + 'fp8' + chr(34)}",
-                {
-                    "preemptions": seen.preemptions,
-                    "parallel": parallel,
-                    "kv_tokens": plan.service.kv_tokens,
-                    "kv_cache_type": kind,
-                },
-                (Edit(("parallel",), wish),) if wish < parallel else (),
-                judgement=True,
-                requests=seen.requests,
-            )
+def preemptions(plan: ServicePlan, seen: Seen, box: Box) -> Hit | None:
+    if seen.preemptions and often(seen.preemptions, seen.requests, AGAIN):
+        parallel, kind = plan.service.parallel or 1, plan.service.kv_cache_type
+        wish = max(1, parallel * 3 // 4)
+        return Hit(
+            "parallel",
+            f"{seen.preemptions} times a request was thrown out of the KV cache and begun anew, at {seen.requests} requests",
+            f"parallel = {wish}, more kv_tokens{'' if kind == 'fp8' else ', or kv_cache_type = ' + chr(34) + 'fp8' + chr(34)}",
+            {
+                "preemptions": seen.preemptions,
+                "parallel": parallel,
+                "kv_tokens": plan.service.kv_tokens,
+                "kv_cache_type": kind,
+            },
+            (Edit(("parallel",), wish),) if wish < parallel else (),
+            judgement=True,
+        )
+    return None
 
 
-@rule(
+@observed_rule(
     "R81",
     "guesses-wrong",
     "warning",
@@ -123,24 +119,23 @@ def preemptions(plan: ServicePlan, box: Box) -> Iterator[Hit]:
     effect="faster decoding at load, and the memory of the draft model free",
     source="the engine's own counts; vLLM #19254 (38.8 % right: four times slower than without), #16258",
 )
-def guesses_wrong(plan: ServicePlan, box: Box) -> Iterator[Hit]:
-    for seen in box.seen.get(plan.name, ()):
-        drafted, accepted = seen.drafted or 0, seen.accepted
-        if seen.requests >= SOME and accepted is not None and drafted >= GUESSES and accepted < RIGHT * drafted:
-            yield Hit(
-                "draft" if plan.service.draft else "extra_args",
-                f"{part_of(accepted, drafted)} tokens that were guessed ahead were right",
-                "leave draft out, or a draft model of the same family"
-                if plan.service.draft
-                else "leave speculation out, or guess fewer ahead",
-                {"drafted": drafted, "accepted": accepted, "parallel": plan.service.parallel},
-                (Edit(("draft",)),) if plan.service.draft else (),
-                judgement=True,
-                requests=seen.requests,
-            )
+def guesses_wrong(plan: ServicePlan, seen: Seen, box: Box) -> Hit | None:
+    drafted, accepted = seen.drafted or 0, seen.accepted
+    if accepted is not None and drafted >= GUESSES and accepted < RIGHT * drafted:
+        return Hit(
+            "draft" if plan.service.draft else "extra_args",
+            f"{part_of(accepted, drafted)} tokens that were guessed ahead were right",
+            "leave draft out, or a draft model of the same family"
+            if plan.service.draft
+            else "leave speculation out, or guess fewer ahead",
+            {"drafted": drafted, "accepted": accepted, "parallel": plan.service.parallel},
+            (Edit(("draft",)),) if plan.service.draft else (),
+            judgement=True,
+        )
+    return None
 
 
-@rule(
+@observed_rule(
     "R69",
     "kv-full",
     "warning",
@@ -149,21 +144,21 @@ def guesses_wrong(plan: ServicePlan, box: Box) -> Iterator[Hit]:
     harm="the next long request throws another one out",
     effect="room for the longest requests that come together",
     source="the engine's figures over time (`kv_cache_usage`); vLLM docs/configuration/optimization (preemption)",
+    least=0,
 )
-def kv_full(plan: ServicePlan, box: Box) -> Iterator[Hit]:
-    for seen in box.seen.get(plan.name, ()):
-        busy = seen.busy
-        if busy is not None and busy.minutes >= HOUR and busy.kv_p95 is not None and busy.kv_p95 > FULL:
-            yield Hit(
-                "kv_tokens",
-                f"for 5 % of {busy.minutes} minutes with requests the KV cache was {busy.kv_p95:.0%} full or more",
-                "more kv_tokens or gpu_memory, a kv_cache_type of fewer bits, or less parallel",
-                {"minutes": busy.minutes, "kv_p95": busy.kv_p95, "parallel": plan.service.parallel},
-                requests=seen.requests,
-            )
+def kv_full(plan: ServicePlan, seen: Seen, box: Box) -> Hit | None:
+    busy = seen.busy
+    if busy is not None and busy.minutes >= HOUR and busy.kv_p95 is not None and busy.kv_p95 > FULL:
+        return Hit(
+            "kv_tokens",
+            f"for 5 % of {busy.minutes} minutes with requests the KV cache was {busy.kv_p95:.0%} full or more",
+            "more kv_tokens or gpu_memory, a kv_cache_type of fewer bits, or less parallel",
+            {"minutes": busy.minutes, "kv_p95": busy.kv_p95, "parallel": plan.service.parallel},
+        )
+    return None
 
 
-@rule(
+@observed_rule(
     "R70",
     "kv-empty",
     "warning",
@@ -172,22 +167,21 @@ def kv_full(plan: ServicePlan, box: Box) -> Iterator[Hit]:
     harm="places are missing, not memory: the first token comes late",
     effect="more requests are decoded at once, in memory that is there",
     source="the engine's figures over time (`requests_waiting`, `kv_cache_usage`); vLLM docs/configuration/optimization",
+    least=0,
 )
-def kv_empty(plan: ServicePlan, box: Box) -> Iterator[Hit]:
-    for seen in box.seen.get(plan.name, ()):
-        busy, parallel = seen.busy, plan.service.parallel or 1
-        if busy is None or busy.minutes < HOUR or busy.kv_p95 is None or busy.kv_p95 >= EMPTY or busy.waiting <= WAITS:
-            continue
-        yield Hit(
-            "parallel",
-            f"requests waited in the engine for {busy.waiting:.0%} of {busy.minutes} minutes with requests, and the KV cache was at most "
-            f"{busy.kv_p95:.0%} full for 95 % of them",
-            f"parallel = {2 * parallel}",
-            {"minutes": busy.minutes, "kv_p95": busy.kv_p95, "waiting": round(busy.waiting, 3), "parallel": parallel},
-            (Edit(("parallel",), 2 * parallel),),
-            judgement=True,
-            requests=seen.requests,
-        )
+def kv_empty(plan: ServicePlan, seen: Seen, box: Box) -> Hit | None:
+    busy, parallel = seen.busy, plan.service.parallel or 1
+    if busy is None or busy.minutes < HOUR or busy.kv_p95 is None or busy.kv_p95 >= EMPTY or busy.waiting <= WAITS:
+        return None
+    return Hit(
+        "parallel",
+        f"requests waited in the engine for {busy.waiting:.0%} of {busy.minutes} minutes with requests, and the KV cache was at most "
+        f"{busy.kv_p95:.0%} full for 95 % of them",
+        f"parallel = {2 * parallel}",
+        {"minutes": busy.minutes, "kv_p95": busy.kv_p95, "waiting": round(busy.waiting, 3), "parallel": parallel},
+        (Edit(("parallel",), 2 * parallel),),
+        judgement=True,
+    )
 
 
 RULES = (preemptions, kv_full, kv_empty, guesses_wrong, prefix_missed, token_gaps)

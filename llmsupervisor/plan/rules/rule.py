@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from llmsupervisor.base.ids import Json
 from llmsupervisor.plan.facts import Facts, GpuFact, executable_of
 from llmsupervisor.plan.launch import Plan, ServicePlan
-from llmsupervisor.plan.observed import Seen
+from llmsupervisor.plan.observed import SOME, Seen
 from llmsupervisor.plan.place import gpu_words
 from llmsupervisor.spec.locate import Path
 from llmsupervisor.spec.model import Gateway
@@ -101,6 +101,25 @@ def rule(
     id: str, name: str, severity: Severity, *runtimes: str, when: str, harm: str, effect: str, source: str
 ) -> Callable[[Look], Rule]:
     return lambda look: Rule(id, name, severity, runtimes, when, harm, effect, source, look)
+
+
+def observed_rule(
+    id: str, name: str, severity: Severity, *runtimes: str, when: str, harm: str, effect: str, source: str,
+    of: str = "requests", least: int = SOME,
+) -> Callable[[Callable[[ServicePlan, Seen, Box], Hit | None]], Rule]:  # fmt: skip
+    """On the records of each model of a service, where they are enough: at least `least` of the kind `of`."""
+
+    def made(look: Callable[[ServicePlan, Seen, Box], Hit | None]) -> Rule:
+        def each(plan: ServicePlan, box: Box) -> Iterator[Hit]:
+            for seen in box.seen.get(plan.name, ()):
+                count = getattr(seen, of)
+                hit = look(plan, seen, box) if count >= least else None
+                if hit is not None:
+                    yield replace(hit, requests=count)
+
+        return Rule(id, name, severity, runtimes, when, harm, effect, source, each)
+
+    return made
 
 
 def _places(plan: ServicePlan) -> set[str]:
