@@ -94,7 +94,7 @@ class HitPage(Page):
         """Past the newest of them: the page before has those."""
         told = self._find.told
         if self._at + by < self._first:
-            self.app.pop_screen()
+            self.action_back()
         elif self._at + by < len(told.hits):
             self._at += by
             self._fetch()

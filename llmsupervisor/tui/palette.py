@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from textual.await_complete import AwaitComplete
 from textual.command import CommandInput, CommandPalette, DiscoveryHit, Hit, Provider, SearchIcon
 
 from llmsupervisor.base.text import printable
@@ -95,3 +96,7 @@ class Palette(CommandPalette):
     def on_mount(self) -> None:
         self.query_one(SearchIcon).icon = ">"
         self.query_one(CommandInput).cursor_blink = False
+
+    def dismiss(self, result: None = None) -> AwaitComplete:
+        """Keys that were typed faster than it went never take the last page away."""
+        return super().dismiss(result) if len(self.app.screen_stack) > 1 else AwaitComplete()
