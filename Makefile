@@ -61,7 +61,7 @@ pictures: .venv/.dev ## those of the README, from the running terminal UI
 soak: .venv/.dev engines ## 10,000 random kills instead of 200, an hour of reloads under load, 60,000 random keys: hours
 	@LLMSUPERVISOR_REQUIRE_ENGINES=1 LLMSUPERVISOR_KILLS=10000 $(BIN)/pytest -q --timeout 36000 -s tests/fault -k random_kills
 	@LLMSUPERVISOR_STORM=3600 $(BIN)/pytest -q --timeout 7200 -s tests/gateway/test_storm.py
-	@LLMSUPERVISOR_KEYS=20000 LLMSUPERVISOR_UPDATES=200000 $(BIN)/pytest -q --timeout 36000 -s tests/tui/test_keys.py tests/tui/test_soak.py
+	@LLMSUPERVISOR_SEED=0 LLMSUPERVISOR_KEYS=20000 LLMSUPERVISOR_UPDATES=200000 $(BIN)/pytest -q --timeout 36000 -s tests/tui/test_keys.py tests/tui/test_soak.py
 
 coverage: .venv/.dev ## every branch of base, spec, runtime, plan, service and what of the gateway decides
 	@$(BIN)/coverage run -m pytest -q -m "not slow and not engine" $(PURE)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from textual.app import ComposeResult
+from textual.await_complete import AwaitComplete
 from textual.binding import Binding
 from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
@@ -77,3 +78,7 @@ class Confirm(ModalScreen[bool]):
 
     def action_answer(self, yes: bool) -> None:
         self.dismiss(yes)
+
+    def dismiss(self, result: bool | None = None) -> AwaitComplete:
+        """Once: keys that were typed faster than it went do not take the page below away."""
+        return super().dismiss(result) if self.is_active else AwaitComplete()

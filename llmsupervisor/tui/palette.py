@@ -98,5 +98,5 @@ class Palette(CommandPalette):
         self.query_one(CommandInput).cursor_blink = False
 
     def dismiss(self, result: None = None) -> AwaitComplete:
-        """Keys that were typed faster than it went never take the last page away."""
-        return super().dismiss(result) if len(self.app.screen_stack) > 1 else AwaitComplete()
+        """Once: keys that were typed faster than it went do not take the page below away."""
+        return super().dismiss(result) if self.is_active else AwaitComplete()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from textual.app import ComposeResult
+from textual.await_complete import AwaitComplete
 from textual.binding import Binding
 from textual.screen import ModalScreen
 from textual.widgets import Static
@@ -25,3 +26,7 @@ class Sheet(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         with Scroll(id="sheet", classes="ascii" if self._paint.ascii else ""):
             yield Static(self._paint.lines(self._lines))
+
+    def dismiss(self, result: None = None) -> AwaitComplete:
+        """Once: keys that were typed faster than it went do not take the page below away."""
+        return super().dismiss(result) if self.is_active else AwaitComplete()
