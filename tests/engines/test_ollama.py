@@ -15,7 +15,7 @@ from gateway.box import Answer
 from support import process
 from support.http import get_json, request
 from support.ollama import REAL
-from support.ollamabox import HI, WAIT, Box, ollama_box
+from support.ollamabox import HI, STORY, TALE, WAIT, Box, ollama_box
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -102,10 +102,10 @@ def test_what_is_missing_is_not_pulled(box: Box) -> None:
 
 def test_the_official_client(box: Box) -> None:
     client = box.client
-    pieces = list(client.chat("smol", HI, stream=True, options={"num_predict": 6}))
+    pieces = list(client.chat("smol", STORY, stream=True, options={"num_predict": 6}))
     assert pieces[-1].done and {piece.model for piece in pieces} == {"smol"}
     assert "".join(piece.message.content or "" for piece in pieces) and pieces[-1].eval_count == 6
-    whole = client.generate("box", "Hi", options={"num_predict": 3})
+    whole = client.generate("box", TALE, options={"num_predict": 3})
     assert whole.model == "box" and whole.done_reason == "length"
     assert [m.model for m in client.list().models] == ["box", "smol", "lazy"]
     assert {m.model for m in client.ps().models} >= {"smol"} and client.list().models[0].size
@@ -173,8 +173,7 @@ def test_true_times_of_v1(box: Box) -> None:
 
 def test_a_dead_runner_is_noticed_and_its_streams_end_in_an_error(box: Box) -> None:
     before = box.pid()
-    body = {"model": "smol", "messages": HI, "stream": True, "max_tokens": 900}
-    with Answer(box.listen, {**body, "ignore_eos": True}) as v1:
+    with Answer(box.listen, {"model": "smol", "messages": STORY, "stream": True, "max_tokens": 900}) as v1:
         v1.first()
         os.kill(before, signal.SIGKILL)
         rest = v1.response.fp.read() if v1.response.fp else b""

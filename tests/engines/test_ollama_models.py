@@ -14,7 +14,7 @@ from support import nvml, process
 from support.freeze import frozen
 from support.http import request
 from support.ollama import REAL, embedding_model
-from support.ollamabox import HI, WAIT, Box, ollama_box
+from support.ollamabox import HI, STORY, WAIT, Box, ollama_box
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -125,8 +125,7 @@ def test_a_decode_that_hangs_behind_a_living_health(box: Box, at: str) -> None:
     """Its main thread stands still, its HTTP answers: before anybody has seen the request run, and in its midst."""
     before, serve = box.pid(), box.daemon.service("box")["pid"]
     endpoint = box.target()["runner"]["endpoint"]
-    story = [{"role": "user", "content": "Write a very long story about the sea, with many chapters."}]
-    body = {"model": "smol", "messages": story, "stream": True, "max_tokens": 900, "ignore_eos": True}
+    body = {"model": "smol", "messages": STORY, "stream": True, "max_tokens": 900}
     with contextlib.ExitStack() as stack:
         if at == "the first token":
             stack.enter_context(frozen(before))

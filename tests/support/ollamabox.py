@@ -22,6 +22,9 @@ from support.wait import wait_until
 Json = dict[str, Any]
 WAIT = 240.0
 HI = [{"role": "user", "content": "Say hi in one word."}]
+TALE = "Write a very long story about the sea, with many chapters."
+"""Ollama passes no `ignore_eos`: an answer that is to be long needs a question of its own."""
+STORY = [{"role": "user", "content": TALE}]
 BOUND = 12.0
 """Seconds within which a hung runner is found here."""
 
