@@ -121,7 +121,8 @@ class Work:
             self._remember(entry, read, digest)
         entry.blob = models.shown((await self._call(models.show(model.tag))).json).blob
         if entry.superseded and entry.superseded != model.tag:
-            await self._process.engine.call(*parts(models.delete(entry.superseded)), ASK)
+            if not self._elsewhere(entry, entry.superseded):
+                await self._process.engine.call(*parts(models.delete(entry.superseded)), ASK)
             entry.superseded = ""
         return Created()
 
@@ -136,11 +137,17 @@ class Work:
 
     async def _upload(self, entry: Entry) -> str:
         digest = await self._hash(entry)
-        # made over it, the old weights would stay on the disk
-        await self._call(models.delete(entry.model.tag), missing=True)
+        if not self._elsewhere(entry, entry.model.tag):  # made over it, the old weights stay on the disk
+            await self._call(models.delete(entry.model.tag), missing=True)
         if (await self._call(models.blob(digest), missing=True)).status == 404:
             await self._stream(entry, models.upload(digest, entry.model.file))
         return digest
+
+    def _elsewhere(self, entry: Entry, tag: str) -> bool:
+        """Another model has it, of this service or of one that may have the same folder, or has not left it yet."""
+        runners = self._runner.box.runners.values()
+        others = [e for runner in runners for e in runner.models.shown().values() if e is not entry]
+        return any(tag in (other.model.tag, other.superseded) for other in others)
 
     async def _hash(self, entry: Entry) -> str:
         path = entry.model.file
