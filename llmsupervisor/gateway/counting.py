@@ -9,18 +9,27 @@ from llmsupervisor.gateway.fetch import Fetch, FetchError
 from llmsupervisor.gateway.view import Target, at_runner
 
 
-async def count(fetch: Fetch, said: Body, target: Target, asked: Call) -> int | None:
-    """None: it cannot be asked, or does not say."""
+async def count(fetch: Fetch, said: Body, target: Target, asked: Call) -> tuple[int | None, int | None]:
+    """Its tokens, or what they are at most where its template cannot be applied. None: it cannot be asked, or does not
+    say."""
     how = target.traits.count.get(asked.api)
     if how is None:
-        return None
+        return None, None
     who = at_runner(target) if how.runner else target
     if not who.port:
-        return None
-    body: bytes | None = await said.question(how, asked, target.model)
+        return None, None
+    question = await said.question(how, asked, target.model)
     try:
-        if how.template is not None and body is not None:
-            body = fit.tokens_of(how, await fetch.post(who, how.template, body))
-        return None if body is None else fit.read_answer(how, await fetch.post(who, how.path, body))
+        if how.template is None:
+            return fit.read_answer(how, await fetch.post(who, how.path, question)), None
+        try:
+            body = fit.tokens_of(how, await fetch.post(who, how.template, question))
+        except FetchError as error:
+            if error.status is None or not fit.cut_unseen(target, asked):
+                raise
+            body, around = fit.untemplated(how, question)
+            texts = fit.read_answer(how, await fetch.post(who, how.path, body))
+            return None, None if texts is None else texts + around
+        return None if body is None else fit.read_answer(how, await fetch.post(who, how.path, body)), None
     except FetchError:
-        return None
+        return None, None

@@ -217,18 +217,17 @@ class Exchange:
             return targets
         if self.prompt_tokens is None:
             self.prompt_tokens = fit.exact(asked)
-        if self.prompt_tokens is None:
-            self.prompt_tokens = await self._count(first, asked)
-        if self.prompt_tokens is None or fit.fits(asked, self.prompt_tokens, length) or fit.may_be_cut(first, asked):
+        tokens = self.prompt_tokens
+        if tokens is None:
+            self.prompt_tokens, most = await counting.count(self._hub.fetch, self._body, first, asked)
+            tokens = self.prompt_tokens if self.prompt_tokens is not None else most
+        if tokens is None or fit.fits(asked, tokens, length) or fit.may_be_cut(first, asked):
             return targets
         larger = self._board.table.service(first.overflow) if first.overflow else None
         if larger is None or self.path not in larger.traits.routes:
-            raise Refused(fit.refusal(self.prompt_tokens, asked.max_tokens, length, asked.model))
+            raise Refused(fit.refusal(tokens, asked.max_tokens, length, asked.model))
         self.target = larger
         return await self._fitting([larger], larger, asked)
-
-    async def _count(self, target: Target, asked: Call) -> int | None:
-        return await counting.count(self._hub.fetch, self._body, target, asked)
 
     def _ticket(self, asked: Call, targets: list[Target]) -> Ticket:
         tokens = self.prompt_tokens if self.prompt_tokens is not None else fit.estimate(asked, self._bytes // 4)

@@ -17,7 +17,11 @@ LARGEST = 8 * 1024**2
 
 
 class FetchError(Exception):
-    pass
+    """`status`: of its answer; None: there was none that can be read."""
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class _Answer:
@@ -61,8 +65,8 @@ class Fetch:
                             raise FetchError(f"{path}: more than {LARGEST} bytes")
                 finally:
                     writer.transport.abort()
-            if parser.get_status_code() != 200:
-                raise FetchError(f"{path}: status {parser.get_status_code()}")
+            if (status := parser.get_status_code()) != 200:
+                raise FetchError(f"{path}: status {status}", status or None)
             return json.loads(bytes(answer.body))
         except (OSError, TimeoutError, ValueError, httptools.HttpParserError) as error:
             raise FetchError(f"{path}: {error or 'timeout'}") from error

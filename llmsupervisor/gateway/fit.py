@@ -70,6 +70,12 @@ def may_be_cut(target: Target, call: Call) -> bool:
     return call.cuts and pin is not None and not pin.force
 
 
+def cut_unseen(target: Target, call: Call) -> bool:
+    """The engine throws away what is too long, and cannot be told to refuse it."""
+    pin = target.traits.pin
+    return pin is not None and call.api not in pin.apis
+
+
 def certain(call: Call, context_length: int) -> bool:
     """It fits, and no tokenizer has to be asked."""
     most = needs(call)
@@ -116,6 +122,15 @@ def tokens_of(count: Count, rendered: Json) -> bytes | None:
     """The second question, after the template was applied."""
     prompt = rendered.get("prompt") if isinstance(rendered, dict) else None
     return written({"content": prompt, **count.set}) if isinstance(prompt, str) else None
+
+
+def untemplated(count: Count, conversation: bytes) -> tuple[bytes, int]:
+    """The second question where the first one failed: all the texts, and the tokens that a template adds at most."""
+    said = json.loads(conversation)
+    texts = [message["content"] for message in said["messages"]]
+    if "tools" in said:
+        texts.append(json.dumps(said["tools"], ensure_ascii=False))
+    return written({"content": "\n".join(texts), **count.set}), TEMPLATE + MESSAGE * len(said["messages"])
 
 
 def was_cut(counted: int | None, engine: int | None) -> bool:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from llmsupervisor.daemon.enrich import BEHIND, KEPT, WAIT, EngineLog, Join
 from llmsupervisor.gateway import fit
+from llmsupervisor.gateway.bodies import Small
 from llmsupervisor.gateway.call import Call, change, read
+from llmsupervisor.gateway.counting import count
+from llmsupervisor.gateway.fetch import Fetch, FetchError
 from llmsupervisor.gateway.filter import Filter
 from llmsupervisor.gateway.route import Refusal, event
 from llmsupervisor.gateway.timing import Reader
@@ -150,6 +155,59 @@ def test_the_two_questions() -> None:
     assert first == {"messages": [{"role": "user", "content": "Hi"}], "tools": [{"a": 1}]}
     assert json.loads(fit.tokens_of(how, {"prompt": "<x>"}) or b"") == {"content": "<x>", "add_special": True}
     assert fit.tokens_of(how, {"error": "x"}) is fit.tokens_of(how, None) is None
+
+
+class Runner:
+    """In the place of the process that has the model: its template answers with an error."""
+
+    def __init__(self, status: int | None) -> None:
+        self.status = status
+        self.texts: list[str] = []
+
+    async def post(self, target: Target, path: str, body: bytes) -> Any:
+        if path == "/apply-template":
+            raise FetchError("no", self.status)
+        self.texts.append(json.loads(body)["content"])
+        return {"tokens": [0] * 100}
+
+
+@pytest.mark.parametrize(
+    ("api", "status", "most"),
+    [
+        ("chat.completions", 400, 100 + fit.TEMPLATE + 2 * fit.MESSAGE),
+        ("messages", 500, 100 + fit.TEMPLATE + 2 * fit.MESSAGE),
+        ("chat.completions", None, None),
+        ("api.chat", 400, None),
+    ],
+    ids=["refused", "failed", "not reached", "cannot be cut"],
+)
+def test_what_no_template_takes_is_counted_all_the_same(api: str, status: int | None, most: int | None) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    body = Small(json.dumps({"model": "m", "messages": messages, "tools": [{"t": 1}]}).encode())
+    call = body.parse(api, None)
+    assert isinstance(call, Call)
+    how = Count(**OLLAMA.count[api].model_dump())
+    there = replace(target(PINNED), traits=Traits(pin=PINNED, count={api: how}), runner=("127.0.0.1", 2))
+    runner = Runner(status)
+    assert asyncio.run(count(cast(Fetch, runner), body, there, call)) == (None, most)
+    assert runner.texts == ([] if most is None else ['a\nb\n[{"t": 1}]'])
+
+
+@pytest.mark.parametrize(("line", "status"), [(b"HTTP/1.1 500 x\r\ncontent-length: 0\r\n\r\n", 500), (b"", None)])
+def test_an_answer_that_is_an_error_has_a_status(line: bytes, status: int | None) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(line)
+        writer.close()
+
+    async def ask() -> FetchError:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            with pytest.raises(FetchError) as error:
+                await Fetch().post(replace(target(None), port=port), "/x", b"{}")
+            return error.value
+
+    assert asyncio.run(ask()).status == status
 
 
 @pytest.mark.parametrize(
