@@ -105,16 +105,16 @@ def _runtimes() -> Iterator[Finding]:
         version = definition.version
         need = (found[name], definition.help, version.command if version else (), version.pattern if version else "")
         binary = gather(Needs(binaries=frozenset({need})), Cache(), Facts()).binaries[found[name]]
-        tested = f", tested with {version.tested}" if version else ""
+        written = f", its definition is written for {version.written_for}" if version else ""
         missing = sorted(_unknown(definition, binary.flags))
         if missing:
             yield Finding(
-                "bad", name, f"{found[name]} {binary.version or '?'} does not know {', '.join(missing)}{tested}"
+                "bad", name, f"{found[name]} {binary.version or '?'} does not know {', '.join(missing)}{written}"
             )
         elif binary.version is None:
-            yield Finding("note", name, f"{found[name]} does not say its version{tested}: it may be another program")
+            yield Finding("note", name, f"{found[name]} does not say its version{written}: it may be another program")
         else:
-            yield Finding("ok", name, f"{found[name]} {binary.version}{tested}")
+            yield Finding("ok", name, f"{found[name]} {binary.version}{written}")
 
 
 def _unknown(definition: Definition, flags: frozenset[str] | None) -> set[str]:

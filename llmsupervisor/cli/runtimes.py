@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
         print(text.read_text(encoding="utf-8"), end="")
         return Exit.OK
     for name, definition in definitions.items():
-        tested = definition.version.tested if definition.version else "–"
-        print(f"{name:<14} tested with {tested:<12} {definition.source}\n    {definition.doc}")
+        version = definition.version.written_for if definition.version else "–"
+        print(f"{name:<14} written for {version:<12} {definition.source}\n    {definition.doc}")
     for problem in problems:
         print(problem, file=sys.stderr)
     return Exit.SPEC_INVALID if problems else Exit.OK

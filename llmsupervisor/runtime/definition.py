@@ -28,7 +28,7 @@ class Version(Table):
     command: tuple[Text, ...]
     pattern: Text
     """A regular expression with the group `v`."""
-    tested: Text
+    written_for: Text
 
     @field_validator("pattern")
     @classmethod

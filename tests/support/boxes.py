@@ -21,7 +21,7 @@ name = "engine"
 doc = "for tests"
 command = ["engine"]
 help = ["--help"]
-version = { command = ["--version"], pattern = 'version: (?P<v>\S+)', tested = "1" }
+version = { command = ["--version"], pattern = 'version: (?P<v>\S+)', written_for = "1" }
 [listen]
 host = "--host"
 port = "--port"

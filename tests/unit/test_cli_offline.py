@@ -181,6 +181,7 @@ def test_schema(capsys: Capture) -> None:
 def test_runtimes_list_show_and_unknown(box: Path, capsys: Capture) -> None:
     code, out, err = run(capsys, "runtimes")
     assert code == 0 and not err and all(name in out for name in ("llama-server", "vllm", "ollama", "command"))
+    assert "written for 0.33.0" in out and "tested" not in out, "Ollama was never run"
     code, out, _ = run(capsys, "runtimes", "show", "vllm")
     assert code == 0 and tomllib.loads(out)["name"] == "vllm"
     for words in (("runtimes", "show", "vlm"), ("runtimes", "show")):

@@ -235,7 +235,7 @@ HEAD = 'name = "x"\ndoc = "x"\ncommand = ["x"]\n'
             "ready.steps.0",
             "does not have: 'm'",
         ),
-        (HEAD + "version = { command = ['-v'], pattern = 'x', tested = '1' }\n", 4, "version.pattern", "(?P<v>"),
+        (HEAD + "version = { command = ['-v'], pattern = 'x', written_for = '1' }\n", 4, "version.pattern", "(?P<v>"),
         (HEAD + "[settings.a]\nflags = ['-x']\n[settings.b]\nflags = ['-x']\n", 0, "", "-x belongs to both a and b"),
     ],
 )
