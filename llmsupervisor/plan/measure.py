@@ -88,7 +88,8 @@ def key(plan: ServicePlan, facts: Facts, card: GpuFact | None) -> Key:
     binary = next((b for b in facts.binaries.values() if b.path == plan.words[0]), None)
     files = [item for item in plan.artefacts if item[0] != plan.words[0]]
     version = (binary and (binary.version or binary.identity)) or ""
-    flags = hash8(canonical([said, files, len(plan.gpus)]))
+    place = [plan.gpus.index(card.uuid)] if card and len(plan.gpus) > 1 and card.uuid in plan.gpus else []
+    flags = hash8(canonical([said, files, len(plan.gpus), *place]))
     return Key(plan.definition.name, version, card.name if card else HOST, flags)
 
 

@@ -7,9 +7,12 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from support.planned import CARD, A, B, at, box, llama, one
+
 from llmsupervisor.daemon.lessons import of_file
 from llmsupervisor.host.resident import held
 from llmsupervisor.plan.learned import MOST, Key, Learned, alike, from_json, same, taught, to_json
+from llmsupervisor.plan.measure import key
 
 GIB = 1024**3
 KEY = Key("llama-server", "1", "RTX 4090", "f1")
@@ -62,3 +65,16 @@ def test_what_a_tree_holds() -> None:
     mine = held([os.getpid()])
     assert mine and mine > 1024**2
     assert held([os.getpid(), 2**22 + 1]) and held([2**22 + 1]) is None and held([]) is None
+
+
+def test_two_cards_of_one_name_teach_each_their_own() -> None:
+    twin = replace(CARD, uuid=B, index=1)
+    text = llama(gpus=[0, 1], extra_args=["--tensor-split", "1,3"])
+    plan, facts = box(text, gpus=(CARD, twin))
+    chat = plan.services["chat"]
+    lessons = tuple(
+        Learned(key(chat, facts, card), held=held, planned=held, overhead=0)
+        for card, held in ((CARD, 4 * GIB), (twin, 9 * GIB))
+    )
+    again = one(text, gpus=(CARD, twin), learned=lessons)
+    assert (at(again, A).total, at(again, B).total) == (4 * GIB, 9 * GIB)
