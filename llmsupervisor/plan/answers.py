@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from llmsupervisor.plan.facts import Facts, gguf
 from llmsupervisor.plan.gguf import GgufHeader
 from llmsupervisor.plan.launch import ServicePlan
 from llmsupervisor.plan.measure import cards_of
-from llmsupervisor.plan.measure_llama import memo, settings_of
+from llmsupervisor.plan.measure_llama import models, settings_of
 from llmsupervisor.plan.measure_vllm import asked
-from llmsupervisor.plan.memory import Memory, Settings
-from llmsupervisor.plan.memory_fit import CONTEXT_STEP, MOST_PARALLEL
+from llmsupervisor.plan.memory import Memory, Refused, Settings
 from llmsupervisor.plan.memory_place import HOST, Where
 from llmsupervisor.plan.sums import Most
 
+CONTEXT_STEP = 256
+"""llama.cpp pads contexts to it."""
+MOST_PARALLEL = 256
+"""llama.cpp's own limit."""
 LONGEST = 1 << 20
 """Tokens, where a file does not say what its model was trained for."""
 
@@ -38,7 +41,11 @@ def _llama(plan: ServicePlan, facts: Facts) -> Most | None:
     settings = settings_of(plan, cards)
     if not isinstance(header, GgufHeader) or isinstance(settings, str) or plan.memory is None:
         return None
-    now = memo(header, settings)
+
+    def loaded(changed: Settings) -> Memory | Refused:
+        return models(plan, facts, header, changed)[0]
+
+    now = loaded(settings)
     if not isinstance(now, Memory) or now.unknown:
         return None
     room: dict[Where, int] = {}
@@ -49,17 +56,19 @@ def _llama(plan: ServicePlan, facts: Facts) -> Most | None:
         if place.gpu is not None or not cards:
             room[where] = place.budget - (place.known - now.sum_at(where))
     trained = header.context_train or LONGEST
-    steps = largest(trained // CONTEXT_STEP, header, room, lambda n: replace(settings, context_length=n * CONTEXT_STEP))
-    slots = largest(MOST_PARALLEL, header, room, lambda n: replace(settings, parallel=n))
+    steps = largest(trained // CONTEXT_STEP, room, lambda n: loaded(replace(settings, context_length=n * CONTEXT_STEP)))
+    slots = largest(MOST_PARALLEL, room, lambda n: loaded(replace(settings, parallel=n)))
     return Most(steps and steps * CONTEXT_STEP, slots)
 
 
-def largest(limit: int, header: GgufHeader, room: dict[Where, int], with_n: Callable[[int], Settings]) -> int | None:
+def largest(limit: int, room: Mapping[Where, int], sums: Callable[[int], Memory | Refused]) -> int | None:
     """The largest n whose sums fit into `room`; None: not even 1 does."""
 
     def fits(n: int) -> bool:
-        memory = memo(header, with_n(n))
-        return isinstance(memory, Memory) and all(memory.sum_at(where) <= size for where, size in room.items())
+        memory = sums(n)
+        if isinstance(memory, Refused) or memory.unknown:
+            return False
+        return all(memory.sum_at(where) <= size for where, size in room.items())
 
     low, high = 0, limit
     while low < high:

@@ -48,17 +48,11 @@ def llama(plan: ServicePlan, facts: Facts, cards: Sequence[GpuFact]) -> Estimate
     settings = settings_of(plan, cards)
     if isinstance(settings, str):
         return Estimate(missing=ALL, unknown=(settings,))
-    adapters = [(path, _header(path, facts)) for path in plan.service.lora or ()]
-    memory = memo(header, settings, tuple(one for _, one in adapters if isinstance(one, GgufHeader)))
+    memory, missing = models(plan, facts, header, settings)
     if isinstance(memory, Refused):
         return Estimate(missing=ALL, unknown=(memory.reason,), refused=memory.reason)
-    missing = _missing(header, memory)
-    if unread := [path for path, one in adapters if not isinstance(one, GgufHeader)]:
-        memory = replace(memory, unknown=(*memory.unknown, f"lora: the header of {unread[0]} was not read"))
-        missing |= {"weights", "compute"}
-    for name in ("draft", "mmproj"):
-        memory, more = _with(name, plan, facts, settings, memory)
-        missing |= more
+    memory, more = _with("mmproj", plan, facts, settings, memory)
+    missing |= more
     per_token = kv_bytes_per_token(header, settings.kv_type_k, settings.kv_type_v)
     return Estimate(
         parts=tuple(_part(line, cards) for line in memory.parts),
@@ -69,6 +63,22 @@ def llama(plan: ServicePlan, facts: Facts, cards: Sequence[GpuFact]) -> Estimate
         cache_ram=cache_ram(plan.service.task, number(plan, "--cache-ram", "-cram")),
         mapped=(value(plan, "--load-mode", "-lm") or "auto") in ("auto", "mmap"),
     )
+
+
+def models(
+    plan: ServicePlan, facts: Facts, header: GgufHeader, settings: Settings
+) -> tuple[Memory | Refused, frozenset[Kind]]:
+    """What grows with the context: the model with its adapters, and its draft model. And kinds of which not all is known."""
+    adapters = [(path, _header(path, facts)) for path in plan.service.lora or ()]
+    memory = memo(header, settings, tuple(one for _, one in adapters if isinstance(one, GgufHeader)))
+    if isinstance(memory, Refused):
+        return memory, ALL
+    missing = _missing(header, memory)
+    if unread := [path for path, one in adapters if not isinstance(one, GgufHeader)]:
+        memory = replace(memory, unknown=(*memory.unknown, f"lora: the header of {unread[0]} was not read"))
+        missing |= {"weights", "compute"}
+    memory, more = _with("draft", plan, facts, settings, memory)
+    return memory, missing | more
 
 
 def cache_ram(task: str, said: float | None) -> int:

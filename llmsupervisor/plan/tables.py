@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from llmsupervisor.base.units import format_size
-from llmsupervisor.plan.answers import largest, most
+from llmsupervisor.plan.answers import CONTEXT_STEP, MOST_PARALLEL, largest, most
 from llmsupervisor.plan.facts import Facts
 from llmsupervisor.plan.gguf import GgufHeader
 from llmsupervisor.plan.hf import HfModel
@@ -15,7 +15,6 @@ from llmsupervisor.plan.measure import CONTEXT, sums
 from llmsupervisor.plan.measure_llama import memo
 from llmsupervisor.plan.measure_vllm import BLOCK_GPU, GRAPHS, OUTSIDE_TORCH, Pages, activation, pages, weights
 from llmsupervisor.plan.memory import Memory, Refused, Settings, kv_bytes_per_token
-from llmsupervisor.plan.memory_fit import MOST_PARALLEL
 from llmsupervisor.plan.memory_place import Where
 from llmsupervisor.plan.memory_shape import NoFormula
 from llmsupervisor.plan.shapes import KnownModel
@@ -134,12 +133,13 @@ def _settings(kind: str, context: int, parallel: int = 1) -> Settings:
 
 def _slots(header: GgufHeader, kind: str, context: int, vram: int) -> int:
     room: dict[Where, int] = {0: vram - CONTEXT}
-    return largest(MOST_PARALLEL, header, room, lambda n: _settings(kind, context, n)) or 0
+    return largest(MOST_PARALLEL, room, lambda n: memo(header, _settings(kind, context, n))) or 0
 
 
 def _longest(header: GgufHeader, kind: str, vram: int, trained: int) -> int:
-    steps = largest(trained // 256, header, {0: vram - CONTEXT}, lambda n: _settings(kind, n * 256))
-    return (steps or 0) * 256
+    room: dict[Where, int] = {0: vram - CONTEXT}
+    steps = largest(trained // CONTEXT_STEP, room, lambda n: memo(header, _settings(kind, n * CONTEXT_STEP)))
+    return (steps or 0) * CONTEXT_STEP
 
 
 def _llama(model: KnownModel, vram: int) -> Iterator[tuple[str, ...]]:

@@ -13,7 +13,6 @@ from support.gguf_files import Model, Type, decoder, deepseek2, gpt_oss, header,
 from llmsupervisor.plan.ggml_types import BLOCKS
 from llmsupervisor.plan.gguf import GgufHeader
 from llmsupervisor.plan.memory import Memory, Part, Refused, Settings, estimate, kv_bytes_per_token, projector
-from llmsupervisor.plan.memory_fit import largest_context, largest_parallel, shortfalls
 from llmsupervisor.plan.memory_place import HOST, Where, layer_devices
 from llmsupervisor.plan.memory_shape import NoFormula, Shape, shape_of
 
@@ -334,41 +333,6 @@ def test_a_second_model_and_a_projector() -> None:
 def _rest(of: Memory, name: str) -> tuple[int, Where, str, bool]:
     part = next(part for part in of.parts if part.name == name)
     return part.bytes, part.where, part.why, part.exact
-
-
-# --- what fits ---
-
-
-def test_largest_that_fits() -> None:
-    settings = Settings(8192, 4, gpus=(1.0,), gpu_overhead=300 * MIB)
-    room: dict[Where, int] = {0: 16 * 1024 * MIB}
-    context = largest_context(llama_8b(), settings, room, most=131072)
-    assert context and context % 256 == 0
-    fits, over = (memory(llama_8b(), **_as(settings, n)) for n in (context, context + 256))
-    assert not shortfalls(fits, room)
-    assert [short.where for short in shortfalls(over, room)] == [0]
-    quantised = largest_context(llama_8b(), replace(settings, kv_type_k="q8_0", kv_type_v="q8_0"), room, most=131072)
-    assert quantised and 1.5 < quantised / context < 2
-    assert largest_context(llama_8b(), settings, room, most=4096) == 4096
-    parallel = largest_parallel(llama_8b(), settings, room)
-    assert parallel and parallel * 8192 == pytest.approx(context * 4, rel=0.15)
-    assert largest_context(llama_8b(), settings, {0: 4 * 1024 * MIB}, most=131072) is None
-    assert largest_parallel(llama_8b(), replace(settings, gpu_overhead=None), room) is None
-
-
-def _as(settings: Settings, context: int) -> dict[str, object]:
-    return {
-        "context_length": context,
-        "parallel": settings.parallel,
-        "gpus": settings.gpus,
-        "gpu_overhead": settings.gpu_overhead,
-    }
-
-
-def test_what_is_missing() -> None:
-    found = memory(llama_8b())
-    (short,) = shortfalls(found, {HOST: 1000, 0: 0})
-    assert short.missing == found.sum_at(HOST) - 1000
 
 
 def test_block_sizes_divide() -> None:
