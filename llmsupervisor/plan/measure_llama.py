@@ -35,6 +35,7 @@ DRAFT_OVERRIDES = (
     "-ncmoed",
     "--n-cpu-moe-draft",
 )
+CONTROL = ("--control-vector", "--control-vector-scaled")
 KEPT = 2048
 _known: dict[tuple[tuple[int, ...], Settings], tuple[tuple[GgufHeader, ...], Memory | Refused]] = {}
 
@@ -76,6 +77,9 @@ def models(
     missing = _missing(header, memory)
     if unread := [path for path, one in adapters if not isinstance(one, GgufHeader)]:
         memory = replace(memory, unknown=(*memory.unknown, f"lora: the header of {unread[0]} was not read"))
+        missing |= {"weights", "compute"}
+    if flag := said(plan, *CONTROL):
+        memory = replace(memory, unknown=(*memory.unknown, f"no formula for {flag}"))
         missing |= {"weights", "compute"}
     memory, more = _with("draft", plan, facts, settings, memory)
     return memory, missing | more
@@ -148,7 +152,11 @@ def settings_of(plan: ServicePlan, cards: Sequence[GpuFact]) -> Settings | str:
     tokens, parallel = number(plan, "--ctx-size", "-c"), number(plan, "--parallel", "-np")
     if not tokens or not parallel:
         return "the command line does not say --ctx-size and --parallel"
+    if said(plan, "--rpc"):
+        return "no formula for --rpc"
     split = value(plan, "--split-mode", "-sm")
+    if len(cards) > 1 and split == "none" and (other := said(plan, "--main-gpu", "-mg")):
+        return f'no formula for {other} where split = "none"'
     if len(cards) > 1 and split == "row":
         return f'no formula for split = "row" over {len(cards)} GPUs'
     if cards and (other := next((name for name in OVERRIDES if variable(plan, name)), "")):

@@ -17,7 +17,7 @@ from llmsupervisor.plan.launch import ServicePlan
 from llmsupervisor.plan.measured import ALL, Estimate
 from llmsupervisor.plan.memory_shape import NoFormula
 from llmsupervisor.plan.rules.rule import number, said, value, variable
-from llmsupervisor.plan.sums import Part
+from llmsupervisor.plan.sums import Kind, Part
 from llmsupervisor.spec.model import Service
 
 GIB = 1024**3
@@ -40,6 +40,13 @@ HYBRID = (
     "index_topk",
 )
 """Keys of models whose layers keep something else than keys and values, or not all of them."""
+SECOND_MODEL = ("--speculative-config", "-sc", "--spec-method", "--spec-model")
+OFFLOAD = ("--cpu-offload-gb", "--offload-group-size")
+"""Weights on the host."""
+UNCOUNTED = (*SECOND_MODEL, *OFFLOAD, "--enable-lora")
+"""Flags that move weights, and so what a budget leaves for the KV cache."""
+UNPAGED = (*SECOND_MODEL, "--kv-cache-dtype-skip-layers")
+"""Flags that change the pages of the KV cache."""
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,4})\.")
 
 
@@ -238,18 +245,20 @@ def vllm(plan: ServicePlan, facts: Facts, cards: Sequence[GpuFact]) -> Estimate 
         return Estimate(missing=ALL, unknown=(f"the model: {model}",), budgeted=budgeted)
     wish = asked(plan, len(cards))
     ranks = weights(model, wish.tensor, wish.pipeline, value(plan, "--quantization", "-q") == "fp8")
-    found = wish.pages(model) if wish.length else NoFormula("the command line does not say --max-model-len")
+    found = _pages(plan, wish, model)
     if isinstance(found, Pages) and (blocks := number(plan, "--num-gpu-blocks-override")):
         pool = int(blocks) * found.bytes
         budgeted = False
+    uncounted = [flag for flag in UNCOUNTED if said(plan, flag) and number(plan, flag) != 0]
+    offload = any(flag in OFFLOAD for flag in uncounted)
     if not cards:
-        return _on_host(plan, sum(ranks), found, pool)
+        return _on_host(plan, sum(ranks), found, pool, uncounted)
     parts: list[Part] = []
     pools: list[int] = []
     step = activation(model, wish.batch, wish.requests, wish.tensor)
     graphs = 0 if said(plan, "--enforce-eager") else GRAPHS
     for place, card in enumerate(cards):
-        held = ranks[min(place // wish.tensor, len(ranks) - 1)]
+        held = 0 if offload else ranks[min(place // wish.tensor, len(ranks) - 1)]
         parts += [
             Part(card.uuid, "weights", "weights", held, "tensors of the model's files"),
             Part(card.uuid, "compute", "activations", step, f"a step of {wish.batch} tokens", exact=False),
@@ -257,18 +266,19 @@ def vllm(plan: ServicePlan, facts: Facts, cards: Sequence[GpuFact]) -> Estimate 
             Part(card.uuid, "overhead", "outside of torch", OUTSIDE_TORCH, "as logged on an RTX 3090", exact=False),
         ]
         left = (plan.service.gpu_memory or 0) - held - step - graphs - OUTSIDE_TORCH
-        pools.append(pool or (max(0, left) if budgeted else 0))
+        pools.append(pool or (max(0, left) if budgeted and not uncounted else 0))
         why = "what the budget leaves" if budgeted else "--kv-cache-memory-bytes"
         if pools[-1]:
             parts.append(Part(card.uuid, "kv_cache", "KV cache", pools[-1], why, exact=bool(pool)))
-    no_pool = not pool and not budgeted
-    unknown = [found.reason] if isinstance(found, NoFormula) else []
-    if no_pool:
+    no_budget = not pool and not budgeted
+    no_pool = no_budget or (bool(uncounted) and not pool)
+    unknown = _unknown(found, uncounted)
+    if no_budget:
         unknown.append("its KV cache has no budget")
     exact = isinstance(found, Pages)
     return Estimate(
         parts=tuple(parts),
-        missing=frozenset(("kv_cache",)) if no_pool else frozenset(),
+        missing=_missing(pool=no_pool, weights=bool(uncounted)),
         unknown=tuple(unknown),
         kv_bytes_per_token=found.per_token * wish.tensor if exact and isinstance(found, Pages) else None,
         kv_tokens=found.tokens(min(pools)) if isinstance(found, Pages) and not no_pool else None,
@@ -277,24 +287,41 @@ def vllm(plan: ServicePlan, facts: Facts, cards: Sequence[GpuFact]) -> Estimate 
     )
 
 
+def _pages(plan: ServicePlan, wish: Asked, model: HfModel) -> Pages | NoFormula:
+    if not wish.length:
+        return NoFormula("the command line does not say --max-model-len")
+    flag = said(plan, *UNPAGED)
+    return NoFormula(f"no formula for {flag}") if flag else wish.pages(model)
+
+
+def _unknown(found: Pages | NoFormula, uncounted: Sequence[str]) -> list[str]:
+    why = [found.reason] if isinstance(found, NoFormula) else []
+    return list(dict.fromkeys([*why, *(f"no formula for {flag}" for flag in uncounted)]))
+
+
+def _missing(*, pool: bool, weights: bool) -> frozenset[Kind]:
+    """`pool`, `weights`: not known."""
+    return frozenset(kind for kind in ALL if (pool if kind == "kv_cache" else weights))
+
+
 def _offloaded(plan: ServicePlan) -> int:
     return int((number(plan, "--kv-offloading-size") or 0) * GIB)
 
 
-def _on_host(plan: ServicePlan, weights: int, found: Pages | NoFormula, pool: int) -> Estimate:
+def _on_host(
+    plan: ServicePlan, weights: int, found: Pages | NoFormula, pool: int, uncounted: Sequence[str]
+) -> Estimate:
     space = variable(plan, "VLLM_CPU_KVCACHE_SPACE") or ""
     pool = pool or (int(space) * GIB if space.isdigit() else 0)
     parts = [Part(None, "weights", "weights", weights, "tensors of the model's files")]
     if pool:
         parts.append(Part(None, "kv_cache", "KV cache", pool, "as said"))
-    unknown = ["what a step takes on the host has no formula"]
-    if isinstance(found, NoFormula):
-        unknown.append(found.reason)
+    unknown = ["what a step takes on the host has no formula", *_unknown(found, uncounted)]
     if not pool:
         unknown.append("its KV cache has no budget: kv_tokens, or VLLM_CPU_KVCACHE_SPACE in env")
     return Estimate(
         parts=tuple(parts),
-        missing=frozenset(("compute",)) if pool else frozenset(("compute", "kv_cache")),
+        missing=_missing(pool=not pool, weights=bool(uncounted)) | {"compute"},
         unknown=tuple(unknown),
         kv_bytes_per_token=found.per_token if isinstance(found, Pages) else None,
         kv_tokens=found.tokens(pool) if isinstance(found, Pages) and pool else None,

@@ -46,7 +46,7 @@ CLOSED = {
     "C11": "`kv_cache_type` belongs to the Ollama service; models with another one are another service",
     "C19": "`gpu_memory` or `kv_tokens` is required for vLLM",
     "C27": "chunked prefill is always on for chat",
-    "C31": "the draft model is in the memory sums of the plan",
+    "C31": "the draft model of llama-server is in the memory sums of the plan; that of vLLM is named there as unknown",
     "C33": "`--fit off` is always set for llama-server",
     "C34": "`context_length` is at least 1",
     "C38": "sliding windows are counted per request in the memory sums of the plan",

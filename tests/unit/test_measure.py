@@ -127,6 +127,12 @@ def test_what_is_unknown_warns_and_strict_refuses() -> None:
             {"text": llama(extra_args=["--override-tensor", "exps=Vulkan0"])},
             "no formula for --override-tensor exps=Vulkan0",
         ),
+        ({"text": llama(extra_args=["--rpc", "a:1"])}, "no formula for --rpc"),
+        ({"text": llama(extra_args=["--control-vector", "/m/c.gguf"])}, "no formula for --control-vector"),
+        (
+            {"text": llama(gpus=[0, 1], split="none", extra_args=["-mg", "1"]), "gpus": (CARD, OTHER)},
+            "no formula for -mg",
+        ),
         (
             {"text": llama(draft="/m/d.gguf"), "ggufs": {"/m/8b.gguf": llama_8b(), "/m/d.gguf": STRANGE}},
             "draft: no form",

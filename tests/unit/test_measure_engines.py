@@ -110,6 +110,40 @@ def test_vllm_without_a_formula(config: dict[str, Any], keys: dict[str, Any], sa
     assert most(chat, box(vllm(), folders={"/m/llama": hf_llama()})[1]) is None
 
 
+@pytest.mark.parametrize(
+    ("keys", "flag", "known"),
+    [
+        ({"extra_args": ["--speculative-config", "{}"]}, "--speculative-config", None),
+        ({"extra_args": ["--spec-model=/m/d"]}, "--spec-model", None),
+        ({"extra_args": ["--cpu-offload-gb", "8"]}, "--cpu-offload-gb", None),
+        ({"lora": ["/m/lora"]}, "--enable-lora", None),
+        (
+            {"extra_args": ["--kv-cache-dtype-skip-layers", "sliding_window"]},
+            "--kv-cache-dtype-skip-layers",
+            16060522496,
+        ),
+    ],
+)
+def test_flags_of_vllm_that_nobody_counts(keys: dict[str, Any], flag: str, known: int | None) -> None:
+    folders = {"/m/llama": hf_llama()}
+    plan, facts = box(vllm(**keys), folders=folders)
+    chat = plan.services["chat"]
+    assert sums(chat).unknown == (f"no formula for {flag}",) and flag in chat.warnings[0] and not chat.refusals
+    assert at(chat, A).weights == known and need(chat, A) == 22 * GIB, "its budget, whatever it puts there"
+    assert sums(chat).kv_tokens is None and most(chat, facts) is None
+    on_host = one(vllm(gpus=[], gpu_memory=None, **keys), folders=folders, gpus=())
+    assert f"no formula for {flag}" in sums(on_host).unknown and at(on_host, None).weights == known
+
+
+def test_weights_that_vllm_keeps_on_the_host_refuse_no_start() -> None:
+    folders, offload = {"/m/llama": hf_llama()}, ["--cpu-offload-gb", "8"]
+    assert one(vllm(gpu_memory="12GiB"), folders=folders).refusals
+    assert not one(vllm(gpu_memory="12GiB", extra_args=offload), folders=folders).refusals
+    assert one(vllm(gpu_memory="12GiB", extra_args=["--cpu-offload-gb", "0"]), folders=folders).refusals
+    pool = one(vllm(gpu_memory=None, kv_tokens=65536, extra_args=offload), folders=folders)
+    assert at(pool, A).kv_cache == 4097 * 2 * MIB and sums(pool).kv_tokens == 4097 * 16
+
+
 def test_vllm_whose_model_cannot_be_read() -> None:
     chat = one(vllm(), folders={"/m/llama": HfError("/m/llama holds no safetensors files")})
     assert need(chat, A) == 22 * GIB and "holds no safetensors" in chat.warnings[0]
