@@ -66,9 +66,11 @@ def largest(limit: int, room: Mapping[Where, int], sums: Callable[[int], Memory 
 
     def fits(n: int) -> bool:
         memory = sums(n)
-        if isinstance(memory, Refused) or memory.unknown:
-            return False
-        return all(memory.sum_at(where) <= size for where, size in room.items())
+        return (
+            isinstance(memory, Memory)
+            and not memory.unknown
+            and all(memory.sum_at(where) <= size for where, size in room.items())
+        )
 
     low, high = 0, limit
     while low < high:
