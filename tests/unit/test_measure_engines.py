@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.gguf_files import decoder, header
 from support.planned import CARD, GIB, OTHER, A, B, at, box, hf_llama, llama, llama_8b, one, sums
 
-from llmsupervisor.plan import show
+from llmsupervisor.plan import measure, show
 from llmsupervisor.plan.answers import most
 from llmsupervisor.plan.gguf import GgufError
 from llmsupervisor.plan.hf import HfError
@@ -142,6 +142,14 @@ def test_weights_that_vllm_keeps_on_the_host_refuse_no_start() -> None:
     assert one(vllm(gpu_memory="12GiB", extra_args=["--cpu-offload-gb", "0"]), folders=folders).refusals
     pool = one(vllm(gpu_memory=None, kv_tokens=65536, extra_args=offload), folders=folders)
     assert at(pool, A).kv_cache == 4097 * 2 * MIB and sums(pool).kv_tokens == 4097 * 16
+
+
+def test_a_command_line_of_vllm_that_does_not_say_its_context() -> None:
+    plan, facts = box(vllm(), folders={"/m/llama": hf_llama()})
+    chat = plan.services["chat"]
+    silent = replace(chat, argv=tuple(arg for arg in chat.argv if arg.words[0] != "--max-model-len"))
+    found = measure.sums(silent, facts)
+    assert found and found.unknown == ("the command line does not say --max-model-len",) and found.kv_tokens is None
 
 
 def test_vllm_whose_model_cannot_be_read() -> None:
