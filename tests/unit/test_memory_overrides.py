@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from support.gguf_files import decoder, header, lfm2, lora, mamba2
+from support.planned import CARD, OTHER, A, at, llama, one, sums
 
 from llmsupervisor.plan.gguf import GgufHeader
 from llmsupervisor.plan.memory import Memory, Settings, estimate
@@ -159,3 +161,16 @@ def test_lora_of_the_embedding_has_no_formula_for_the_buffer() -> None:
     model = decoder()
     found = estimate(header(model), Settings(1024), (header(lora(model, 8, "token_embd")),))
     assert isinstance(found, Memory) and found.unknown and "LoRA of the embedding" in found.unknown[0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"draft": "/m/8b.gguf", "extra_args": ["-otd", "exps=CPU"]}, "no formula for -otd"),
+        ({"env": {"LLAMA_ARG_CPU_MOE": "1"}}, "no formula for LLAMA_ARG_CPU_MOE; write its flag into extra_args"),
+        ({"gpus": [0, 1], "split": "tensor", "extra_args": ["-ot", "exps=CUDA1"]}, 'to a GPU where split = "tensor"'),
+    ],
+)
+def test_where_overrides_have_no_formula(keys: dict[str, Any], why: str) -> None:
+    chat = one(llama(**keys), gpus=(CARD, OTHER))
+    assert why in "; ".join(sums(chat).unknown) and at(chat, A).weights is None
