@@ -112,6 +112,13 @@ def test_the_card_decides_about_fp8(
     assert all(f"({card}) has 8.6; on this card: auto, float16, bfloat16" in refusal.text for refusal in refusals)
 
 
+def test_the_ollama_of_the_readme_plans(definitions: dict[str, Definition]) -> None:
+    section = (ROOT / "README.md").read_text().partition("\n## Ollama\n")[2].partition("\n## ")[0]
+    text = section.partition("```toml\n")[2].partition("```")[0]
+    settled(planned(text, "README.md", definitions))
+    assert all(f"`{key}" in section for key in ("context_length", "file", "pull", "preload", "keep_alive"))
+
+
 def example() -> str:
     page = (ROOT / "docs" / "architecture.md").read_text()
     return page.partition("## Spec\n```toml\n")[2].partition("```")[0]
