@@ -3,6 +3,7 @@ real one), with one model loaded and one that is loaded on demand. One box for t
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from support.wait import wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
+ENDS = (b"[DONE]", b"message_stop", b'"done":true')
+"""Of streams that are complete."""
 LONG = [{"role": "user", "content": "word " * 3000}]
 
 
@@ -110,6 +113,8 @@ def test_the_official_client(box: Box) -> None:
     assert [m.model for m in client.list().models] == ["box", "smol", "lazy"]
     assert {m.model for m in client.ps().models} >= {"smol"} and client.list().models[0].size
     assert client.show("smol").modelinfo
+    endpoint = box.daemon.service("box")["endpoint"]
+    assert get_json(f"{box.url}/api/version") == get_json(f"{endpoint}/api/version")
     with pytest.raises(ollama.ResponseError, match="no model 'nope'") as error:
         client.chat("nope", HI)
     assert error.value.status_code == 404
@@ -138,6 +143,10 @@ def test_options_may_be_passed(box: Box) -> None:
     box.write(client_options="passed")
     wait_until(lambda: asked(512), WAIT, lambda: f"a context of 512: {box.target()}")
     assert box.pid() != before
+    options = {"num_predict": 2, "num_ctx": 512}
+    status, said = box.post("/api/generate", prompt=LONG[0]["content"], stream=False, truncate=True, options=options)
+    assert status == 200, said
+    assert box.record(api="api.generate", truncated=True)["prompt_tokens"] <= 512
     box.write()
     wait_until(lambda: asked(1024), WAIT, lambda: f"the context of the spec: {box.target()}")
 
@@ -171,13 +180,25 @@ def test_true_times_of_v1(box: Box) -> None:
 # --- supervision --------------------------------------------------------------------------------------------------
 
 
-def test_a_dead_runner_is_noticed_and_its_streams_end_in_an_error(box: Box) -> None:
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("/v1/chat/completions", b"upstream_failed"),
+        ("/v1/messages", b"upstream_failed"),
+        ("/api/chat", b'"error"'),
+    ],
+)
+def test_a_dead_runner_is_noticed_and_its_streams_end_in_an_error(box: Box, path: str, error: bytes) -> None:
     before = box.pid()
-    with Answer(box.listen, {"model": "smol", "messages": STORY, "stream": True, "max_tokens": 900}) as v1:
-        v1.first()
+    many = {"options": {"num_predict": 900}} if path == "/api/chat" else {"max_tokens": 900}
+    with Answer(box.listen, {"model": "smol", "messages": STORY, "stream": True, **many}, path=path) as stream:
+        assert stream.response.status == 200 and stream.response.readline()
         os.kill(before, signal.SIGKILL)
-        rest = v1.response.fp.read() if v1.response.fp else b""
-    assert b"upstream_failed" in rest and b"[DONE]" not in rest, rest[-300:]
+        try:
+            rest = stream.rest()
+        except http.client.IncompleteRead as cut:
+            rest = cut.partial
+    assert error in rest and not any(end in rest for end in ENDS), rest[-300:]
     after = box.loaded(other=before)
     assert any("its process died" in e["reason"] for e in box.daemon.events(kind="target", target="smol"))
     assert box.client.chat("smol", HI, options={"num_predict": 3}).done and box.pid() == after["runner"]["pid"]
