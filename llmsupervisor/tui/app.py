@@ -35,6 +35,7 @@ class SupervisorApp(App[None]):
     ENABLE_COMMAND_PALETTE = False
     BINDINGS = [
         Binding("ctrl+c", "app.quit", "detach", priority=True),
+        Binding("ctrl+z", "app.suspend_process", "to the shell; fg comes back", priority=True),
         Binding("ctrl+l", "redraw", "draw anew"),
         Binding("ctrl+p,colon", "palette", "command palette"),
         *(Binding(page.digit, f"page('{page.name}')", page.name) for page in PAGES),

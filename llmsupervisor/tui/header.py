@@ -161,6 +161,7 @@ COMMON = {
     "escape",
     "q",
     "ctrl+c",
+    "ctrl+z",
     "ctrl+l",
     *(page.digit for page in PAGES),
 }
@@ -168,6 +169,6 @@ FOREIGN = {"super+c", "ctrl+q", "tab", "shift+tab", "ctrl+pageup", "ctrl+pagedow
 """The library's own, which are of no use here."""
 NAMES = {
     "question_mark": "?", "slash": "/", "left_square_bracket": "[", "right_square_bracket": "]",
-    "pageup": "PgUp", "pagedown": "PgDn", "escape": "Esc", "enter": "Enter", "ctrl+c": "^C", "ctrl+l": "^L", "vertical_line": "|",
+    "pageup": "PgUp", "pagedown": "PgDn", "escape": "Esc", "enter": "Enter", "ctrl+c": "^C", "ctrl+z": "^Z", "ctrl+l": "^L", "vertical_line": "|",
     "plus": "+", "equals_sign": "=", "minus": "-", "less_than_sign": "<", "greater_than_sign": ">", "ctrl+p": "^P", "colon": ":",
 }  # fmt: skip

@@ -111,8 +111,8 @@ def test_the_terminal_is_as_it_was_after_stop_go_on_and_terminate(stand_in: Stan
     with tui(stand_in) as terminal:
         before = termios.tcgetattr(terminal.leader)
         terminal.wait("model-3")
-        terminal.child.send_signal(signal.SIGTSTP)
-        os.waitpid(terminal.child.pid, os.WUNTRACED)
+        terminal.press("\x1a")
+        assert stopped(terminal, 30), "^Z stops it"
         terminal.read(0.5)
         assert termios.tcgetattr(terminal.leader)[3] & termios.ECHO, "the shell can be typed into"
         terminal.screen.reset()
@@ -122,6 +122,16 @@ def test_the_terminal_is_as_it_was_after_stop_go_on_and_terminate(stand_in: Stan
         terminal.wait("run on")
         assert terminal.child.wait(20) == 0
         assert termios.tcgetattr(terminal.leader)[:4] == before[:4]
+
+
+def stopped(terminal: Terminal, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(terminal.child.pid, os.WUNTRACED | os.WNOHANG)
+        if pid:
+            return os.WIFSTOPPED(status)
+        terminal.read(0.05)
+    return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=str)
