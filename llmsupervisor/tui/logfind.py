@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from itertools import dropwhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmsupervisor.base.errors import LlmsupervisorError
@@ -70,11 +71,14 @@ class LogFind(threading.Thread):
 def beyond(hits: Sequence[Hit], seen: Sequence[str]) -> int:
     """How many of the newest hits are lines that were `seen`, the oldest first. Rather too few than too many."""
     texts = [cut(printable(hit["text"]), CELLS) for hit in hits]
-    if not seen or seen[-1] not in texts:
+    told = set(texts)
+    # What came after the search is no hit of it.
+    known = list(dropwhile(lambda text: text not in told, reversed(seen)))
+    if not known:
         return 0
-    newer = texts.index(seen[-1])
+    newer = texts.index(known[0])
     same = 0
-    for ours, theirs in zip(reversed(seen), texts[newer:], strict=False):
+    for ours, theirs in zip(known, texts[newer:], strict=False):
         if ours != theirs:
             break
         same += 1

@@ -60,7 +60,9 @@ class LogsPage(Page):
         self._find: LogFind | None = None
         """The search in what was not read here."""
         self._searched = 0
-        """Number of the line that came first after it began."""
+        """Number of the line that came first after it began, or after the log was read anew."""
+        self._reading = False
+        """The log is being read anew."""
 
     def body(self) -> Iterable[Widget]:
         yield Static(id="summary")
@@ -85,7 +87,11 @@ class LogsPage(Page):
         news = feed.take()
         if news.anew:
             self._log.clear()
+            self._reading = True
         self._log.add(Entry(text, "earlier" if earlier else "") for text, earlier in news.lines)
+        if self._reading:
+            self._searched = self._log.end
+            self._reading = bool(news.lines) or not self._log.length
         self._trouble = news.trouble
         self.put("summary", [clip(self._title(), self.room.width)])
         lines = self._log.window(*self._space)

@@ -61,6 +61,28 @@ def test_hits_go_on_where_the_lines_that_were_read_end(stand_in: StandIn) -> Non
     drive(stand_in, (80, 24), play)
 
 
+@pytest.mark.parametrize("again", ["right_square_bracket", "p", ""], ids=["service", "earlier", "reconnect"])
+def test_they_do_so_too_where_the_log_was_read_again(stand_in: StandIn, again: str) -> None:
+    stand_in.log("embed", *stand_in.old_log[1000:])
+
+    async def play(pilot: Pilot[None]) -> None:
+        await searched(pilot, "needle")
+        await until(pilot, lambda s: "/needle 3 of 3, 13 in all" in s, "both counts")
+        if again:
+            await pilot.press(again)
+        else:
+            stand_in.die()
+            stand_in.start()
+        await until(pilot, lambda s: "/needle 0 of 3, 13 in all" in s and "LIVE" in s, "the log read again")
+        for at in (3, 2, 1):
+            await pilot.press("N")
+            await until(pilot, lambda s, at=at: f"/needle {at} of 3" in s, f"hit {at}")
+        await pilot.press("N")
+        await until(pilot, lambda s: "hit 4 from the end" in s and "old 900 needle" in s, "none twice")
+
+    drive(stand_in, (120, 24), play)
+
+
 def test_one_that_goes_on_says_so_and_is_ended_with_its_page(stand_in: StandIn) -> None:
     stand_in.searching.clear()
 
@@ -103,6 +125,7 @@ def test_what_was_seen_is_not_shown_again_and_nothing_is_left_out() -> None:
     assert beyond(hits("c", "b", "a", "old"), ["a", "b", "c"]) == 3
     assert beyond(hits("new", "c", "b", "a"), ["b", "c"]) == 3, "one that came meanwhile"
     assert beyond(hits("x", "x", "x", "x"), ["x", "x"]) == 2
+    assert beyond(hits("c", "b", "a"), ["a", "b", "c", "d"]) == 3, "one that came after the search"
     assert beyond(hits("c", "z", "a"), ["a", "b", "c"]) == 1, "rather once more"
     assert beyond(hits("c"), []) == beyond([], ["c"]) == beyond(hits("z"), ["c"]) == 0
 
