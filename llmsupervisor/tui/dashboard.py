@@ -155,7 +155,10 @@ class Dashboard(Page):
         self.action_zoom("detail")
 
     def action_move(self, where: str) -> None:
-        getattr(self.query_one(ServiceTable), f"action_cursor_{where}")()
+        if self.has_class("zoom-log"):
+            getattr(self.query_one(LogPane).body, f"action_scroll_{where}")()
+        else:
+            getattr(self.query_one(ServiceTable), f"action_cursor_{where}")()
 
     def action_sort(self) -> None:
         self._sort.on()

@@ -85,7 +85,7 @@ class LogPane(Vertical):
         if trouble:
             line.append(Span(printable(f"  {trouble}"), "warn"))
         elif not self.body.following:
-            line.append(Span("  not following: End resumes", "warn"))
+            line.append(Span("  not following: G resumes", "warn"))
         title = self._paint.lines([line])
         if title.markup != self._title:
             self._title = title.markup

@@ -91,8 +91,14 @@ def test_enter_and_l_show_one_pane_alone(stand_in: StandIn) -> None:
         await until(pilot, lambda s: "not following" in s and "row 100." not in s, "scrolled up: no following")
         await pilot.press("end")
         await until(pilot, lambda s: "row 100." in s and "not following" not in s, "End follows again")
-        await pilot.press("escape")
-        await until(pilot, lambda s: "NAME" in s and "LOG chat" in s, "all panes")
+        await pilot.press(*"kkk")
+        await until(pilot, lambda s: "not following" in s and "row 100." not in s, "k goes up in the log")
+        await pilot.press(*"jjj")
+        await until(pilot, lambda s: "LOG chat" in s and "row 100." in s, "j down, and the service stays")
+        await pilot.press("up", "up", "escape", "enter", "enter")
+        await until(pilot, lambda s: "NAME" in s and "not following: G" in s, "still not, beside the others")
+        await pilot.press("G")
+        await until(pilot, lambda s: "NAME" in s and "LOG chat" in s and "not following" not in s, "all panes")
 
     drive(stand_in, (40, 10), play)
 
