@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-BYTES = 256 * 1024
-"""Read before and after a place, at most."""
+BYTES = 96 * 1024
+"""Read before and after a place, at most: of each byte an answer has up to five, and it has to fit into 1 MiB."""
 LINE = 4096
 """Characters of a longer line that are given."""
 

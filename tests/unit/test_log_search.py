@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from llmsupervisor.daemon import logsearch
 from llmsupervisor.host import findlines, logplace
+from llmsupervisor.link.frames import encode
 
 
 def found(words: str, *paths: Path, most: int = 1000) -> list[Any]:
@@ -68,6 +71,17 @@ def test_the_newest_are_told_and_all_are_counted(tmp_path: Path) -> None:
     assert last["count"] == 80 and last["complete"] is True
     assert last["read"] == last["of"] == sum(path.stat().st_size for path in paths)
     assert found("nothing", tmp_path / "gone")[-1] == {"hits": [], "count": 0, "read": 0, "of": 0, "complete": True}
+
+
+@pytest.mark.parametrize("byte", [b"\xff", b"\x1b", b"\\"], ids=["no UTF-8", "control", "escaped"])
+def test_what_stands_around_a_place_fits_into_an_answer(tmp_path: Path, byte: bytes) -> None:
+    path = tmp_path / "log"
+    line = byte * 999 + b"\n"
+    path.write_bytes(line * 1200)
+    args = {"file": path.stat().st_ino, "offset": 600 * len(line), "before": 300, "after": 300}
+    answer = asyncio.run(logsearch.around(path, args))
+    assert len(answer["lines"]) > 190
+    assert encode({"id": 1, "ok": True, "result": answer})
 
 
 def test_a_place_is_shown_with_what_stands_around_it(tmp_path: Path) -> None:
