@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -43,6 +44,8 @@ class LogText:
         """Number of the line that the search stands on."""
         self._hits: list[int] = []
         self._hits_of: object = None
+        self._looked = 0
+        """Number of the first line that was not searched yet."""
         self._shown: list[int] = []
         """Numbers of the lines that the filter lets through."""
 
@@ -133,12 +136,14 @@ class LogText:
             self.pattern = re.compile(re.escape(words), re.IGNORECASE)
 
     def hits(self) -> list[int]:
-        """Looked for again only where something changed."""
+        """Each line is looked at once."""
         pattern = self.pattern
-        of = (pattern, self.only_bad, self._gone, len(self._lines))
-        if of != self._hits_of:
-            self._hits_of = of
-            self._hits = [] if pattern is None else [n for n in self._shown if pattern.search(self.entry(n).text)]
+        if self._hits_of != (pattern, self.only_bad):
+            self._hits_of, self._hits, self._looked = (pattern, self.only_bad), [], 0
+        new = self._shown[bisect_left(self._shown, self._looked) :] if pattern else []
+        self._hits = self._hits[bisect_left(self._hits, self._gone) :]
+        self._hits += [n for n in new if pattern and pattern.search(self.entry(n).text)]
+        self._looked = self.end
         return self._hits
 
     def step(self, by: int, height: int, room: int) -> None:

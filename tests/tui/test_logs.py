@@ -57,6 +57,29 @@ def test_a_search_goes_round_and_begins_at_the_last_hit() -> None:
     assert log.hits() == [], "what is no expression is searched as it stands"
 
 
+def test_a_line_is_searched_once() -> None:
+    class Counting:
+        seen: list[str]
+
+        def search(self, line: str) -> bool:
+            self.seen.append(line)
+            return "hit" in line
+
+    counting = Counting()
+    counting.seen = []
+    log = text(*("hit" if n % 7 == 0 else "no" for n in range(KEPT)))
+    log.pattern = counting  # type: ignore[assignment]
+    assert len(log.hits()) == -(-KEPT // 7)
+    counting.seen.clear()
+    log.add([Entry("hit new"), Entry("W hit")])
+    assert log.hits()[-2:] == [KEPT, KEPT + 1] and log.hits()[0] == 7, "what was dropped is none any more"
+    assert counting.seen == ["hit new", "W hit"]
+    log.filter_bad(True)
+    assert log.hits() == [KEPT + 1]
+    log.clear()
+    assert log.hits() == []
+
+
 def test_only_what_looks_wrong_and_the_marks() -> None:
     log = text("I fine", "W slot: n_past", "ERROR out", "0 errors", "CUDA error: out of memory")
     log.add([Entry("mark 12:00", "mark")])
