@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmsupervisor.base.text import printable, width
 from llmsupervisor.base.units import format_duration
@@ -20,10 +20,23 @@ BLOCK = 2048
 _TITLE = 9
 
 
-def lines(
-    record: RequestRecord, others: Sequence[RequestRecord], service: Service | None, room: int, now: float
-) -> list[Line]:
-    """`others`: all that are known, oldest first; `service`: the one that answered, as it is now."""
+class Compared(NamedTuple):
+    """One request beside the others."""
+
+    rank: list[Line]
+    before: RequestRecord | None
+    """The latest one with the longest common begin of the prompt."""
+    shared: int
+    """Blocks of it."""
+
+
+def compared(record: RequestRecord, others: Sequence[RequestRecord]) -> Compared:
+    """`others`: all that are known, oldest first. Looks at each of them."""
+    return Compared(_rank(record, others), *_ancestor(record, others))
+
+
+def lines(record: RequestRecord, beside: Compared, service: Service | None, room: int, now: float) -> list[Line]:
+    """`service`: the one that answered, as it is now."""
     asker = who(record, record["time"], now, room)
     narrow = len(asker) > 2
     return [
@@ -35,9 +48,9 @@ def lines(
         *(asker if narrow else []),
         [],
         *_firsts(record),
-        *_rank(record, others),
+        *beside.rank,
         *_context(record, service),
-        *_cache(record, others),
+        *_cache(record, beside),
         *_sources(record),
         *_rest(record),
     ]
@@ -178,13 +191,13 @@ def filled(prompt: int | None, out: int | None, service: Service | None) -> str:
     return f" of {limit} ({share})"
 
 
-def _cache(record: RequestRecord, others: Sequence[RequestRecord]) -> list[Line]:
+def _cache(record: RequestRecord, beside: Compared) -> list[Line]:
     prompt, cached = record["prompt_tokens"], record["cached_tokens"]
     share = percent(cached / prompt) if cached is not None and prompt and cached <= prompt else UNKNOWN
     found = [titled("CACHE", f"{number(cached)} of {number(prompt)} tokens of the prompt were there ({share})")]
     hashes = record["hash_ids"]
     if hashes:
-        before, shared = _ancestor(record, others)
+        before, shared = beside.before, beside.shared
         text = f"{len(hashes)} block{'s' if len(hashes) > 1 else ''} of {BLOCK} bytes"
         if before is None:
             text += ", none of which an earlier request on this list began with"

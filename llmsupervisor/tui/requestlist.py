@@ -10,7 +10,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from llmsupervisor.base.text import printable
-from llmsupervisor.cli.views import Span, clip, text_of
+from llmsupervisor.cli.views import Line, Span, clip, text_of
 from llmsupervisor.tui import liverows, requestview, waterfall
 from llmsupervisor.tui.feeds import Feeds
 from llmsupervisor.tui.listpage import ListPage
@@ -34,6 +34,8 @@ class RequestList(ListPage):
     def __init__(self, feeds: Feeds, paint: Paint, service: str | None = None) -> None:
         super().__init__(feeds, paint, service)
         self._made_of: object = None
+        self._summed: Line = []
+        self._summed_of: object = None
         self._sort = Sort(requestview.SORTS)
 
     def panes(self) -> Iterable[Widget]:
@@ -55,7 +57,11 @@ class RequestList(ListPage):
         if made_of != self._made_of:
             self._made_of = made_of
             self.rows = requestview.ordered(kept.items, self._sort, self.words)
-        summary = [clip(requestview.summary(kept.items, self.services, now), room)]
+        summed_of = (kept.version, now)
+        if summed_of != self._summed_of:
+            self._summed_of = summed_of
+            self._summed = requestview.summary(kept.items, self.services, now)
+        summary = [clip(self._summed, room)]
         if not self.short:
             found = f"{len(self.rows)} of {len(kept.items)}  sort {self._sort.words}"
             filtered = printable(f"  filter {self.words}" if self.words else "")

@@ -37,6 +37,8 @@ class RequestPage(TextPage):
         super().__init__(feeds, paint)
         self._requests = requests
         self._at = at
+        self._beside: requestdetail.Compared | None = None
+        self._beside_of: object = None
 
     @property
     def _one(self) -> Request:
@@ -59,7 +61,15 @@ class RequestPage(TextPage):
             running, early = self._feeds.live.running()
             why = "" if early else livedetail.doubt(one, running)
             return livedetail.lines(one, why, self.service, room, now)
-        return requestdetail.lines(one, self._feeds.requests.kept().items, self.service, room, now)
+        return requestdetail.lines(one, self._compared(one), self.service, room, now)
+
+    def _compared(self, one: RequestRecord) -> requestdetail.Compared:
+        """Anew only where another request is known or shown."""
+        kept = self._feeds.requests.kept()
+        of = (kept.version, one["id"])
+        if self._beside is None or self._beside_of != of:
+            self._beside, self._beside_of = requestdetail.compared(one, kept.items), of
+        return self._beside
 
     @property
     def times(self) -> Times:

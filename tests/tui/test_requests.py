@@ -120,7 +120,8 @@ def test_the_window_moves_no_more_than_it_must(selected: int, first: int, expect
 
 def detail(one: dict[str, Any], others: list[dict[str, Any]] = [], room: int = 78) -> str:  # noqa: B006
     got: Any = service("chat", asked={"context_length": 2048}, got={"context_length": 1024})
-    return "\n".join(map(text_of, requestdetail.lines(one, others, got, room, NOW)))  # type: ignore[arg-type]
+    beside = requestdetail.compared(one, others)  # type: ignore[arg-type]
+    return "\n".join(map(text_of, requestdetail.lines(one, beside, got, room, NOW)))  # type: ignore[arg-type]
 
 
 def test_one_request_says_where_its_time_went_and_who_says_so() -> None:
@@ -307,6 +308,38 @@ def test_requests_come_in_and_one_is_opened(stand_in: StandIn, size: tuple[int, 
         await until(pilot, lambda s: "LOG chat" in s, "the overview")
 
     drive(stand_in, size, play, lang)
+
+
+def test_all_that_are_known_are_looked_at_only_where_something_changed(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summed: list[tuple[int, float]] = []
+    compared: list[str] = []
+    summary, compare = requestview.summary, requestdetail.compared
+    monkeypatch.setattr(requestview, "summary", lambda r, s, now: (summed.append((len(r), now)), summary(r, s, now))[1])
+    monkeypatch.setattr(requestdetail, "compared", lambda one, r: (compared.append(one["id"]), compare(one, r))[1])
+    stand_in.ended(record("a"), record("b"))
+
+    async def play(pilot: Pilot[None]) -> None:
+        requests = pilot.app.feeds.requests  # type: ignore[attr-defined]
+        await pilot.press("2")
+        await until(pilot, lambda s: "2 of 2" in s and requests.kept().complete, "both")
+        page: Any = pilot.app.screen
+        page.tick()
+        summed.clear()
+        for _ in range(20):
+            page.tick()
+        assert len(summed) == len(set(summed)), "once for each picture of the daemon"
+        await pilot.press("enter")
+        await until(pilot, lambda s: "REQUEST b" in s, "one of them")
+        page = pilot.app.screen
+        for _ in range(20):
+            page.tick()
+        assert compared == ["b"]
+        stand_in.ended(record("c"))
+        await until(pilot, lambda s: compared[1:], "again, beside one more")
+
+    drive(stand_in, (80, 24), play)
 
 
 def test_the_filter_is_typed_and_taken_back(stand_in: StandIn) -> None:
