@@ -883,6 +883,8 @@ class MemoryPart(TypedDict):
 class MemoryMost(TypedDict):
     context_length: int | None
     parallel: int | None
+    models: dict[str, int | None]
+    """Of an Ollama: each model's `context_length`, with the others as they are."""
 
 
 class Memory(TypedDict):

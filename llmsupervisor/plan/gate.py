@@ -77,11 +77,13 @@ def _instead(most: Most | None) -> str:
     if most is None:
         return ""
     fits = [f"{name} = {size}" for name, size in _most(most) if size]
-    return f"; {' or '.join(fits)} would fit" if fits else "; not even the shortest context would fit"
+    alone = " of one model alone" if most.models else ""
+    return f"; {' or '.join(fits)} would fit" if fits else f"; not even the shortest context{alone} would fit"
 
 
 def _most(most: Most) -> Iterable[tuple[str, int | None]]:
-    return ("context_length", most.context_length), ("parallel", most.parallel)
+    models = ((f"context_length of {name}", context) for name, context in most.models)
+    return ("context_length", most.context_length), *models, ("parallel", most.parallel)
 
 
 def warnings(plan: ServicePlan) -> Iterator[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llmsupervisor.base.units import format_size
-from llmsupervisor.plan.sums import Place, Sums
+from llmsupervisor.plan.sums import Most, Place, Sums
 
 COLUMNS = ("", "weights", "KV cache", "compute", "overhead", "total", "budget", "free now")
+UNKNOWN = "–"
 SAYS = {True: "fits", False: "does not fit", None: "not known whether it fits"}
 
 
@@ -28,14 +29,21 @@ def memory_lines(memory: Sums) -> Iterator[str]:
         holds = f"; the KV cache holds {memory.kv_tokens:,} tokens" if memory.kv_tokens is not None else ""
         yield f"    a token of context costs {format_size(memory.kv_bytes_per_token)}{holds}"
     if memory.most is not None:
-        context, parallel = memory.most.context_length, memory.most.parallel
-        yield f"    at most: context_length = {context or '–'} at this parallel, parallel = {parallel or '–'} at this context"
+        parallel = memory.most.parallel or UNKNOWN
+        yield f"    at most: {_contexts(memory.most)} at this parallel, parallel = {parallel} at this context"
     if memory.learned:
         yield f"    {memory.learned}"
     if memory.refused:
         yield f"    refused by the engine: {memory.refused}"
     for text in memory.unknown:
         yield f"    not known: {text}"
+
+
+def _contexts(most: Most) -> str:
+    if not most.models:
+        return f"context_length = {most.context_length or UNKNOWN}"
+    each = ", ".join(f"{name} {context or UNKNOWN}" for name, context in most.models)
+    return f"context_length of one model, the others as they are: {each}"
 
 
 def _row(place: Place) -> tuple[str, ...]:

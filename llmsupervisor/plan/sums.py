@@ -73,6 +73,8 @@ class Most:
     """At this `parallel`."""
     parallel: int | None
     """At this `context_length`."""
+    models: tuple[tuple[str, int | None], ...] = ()
+    """Of an Ollama: each model's largest `context_length` at this `parallel`, with the others as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,8 @@ class Sums:
     def to_json(self) -> dict[str, Json]:
         most: Json = None
         if self.most is not None:
-            most = {"context_length": self.most.context_length, "parallel": self.most.parallel}
+            context, parallel = self.most.context_length, self.most.parallel
+            most = {"context_length": context, "parallel": parallel, "models": dict(self.most.models)}
         return {
             "fits": self.fits,
             "places": [_place(place) for place in self.places],

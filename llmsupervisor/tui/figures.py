@@ -118,12 +118,9 @@ def budget(memory: Mapping[str, Any] | None) -> list[Line]:
         found.append(_row(place["label"][:_TITLE], f"{whole} of {format_size(place.get('budget'))}: {parts}"))
     most = memory.get("most")
     if most:
-        found.append(
-            _row(
-                "MOST",
-                f"context_length {number(most.get('context_length'))}, or parallel {number(most.get('parallel'))}, would fit",
-            )
-        )
+        each = [f"of {name} {number(context)}" for name, context in (most.get("models") or {}).items()]
+        context = ", or ".join(each) or number(most.get("context_length"))
+        found.append(_row("MOST", f"context_length {context}, or parallel {number(most.get('parallel'))}, would fit"))
     return found
 
 

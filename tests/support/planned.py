@@ -41,6 +41,21 @@ def llama(name: str = "chat", **keys: Any) -> str:
     return service(name, **(said | {"model": "/m/8b.gguf"} | keys))
 
 
+def vllm(**keys: Any) -> str:
+    said = {"runtime": "vllm", "model": "/m/llama", "kv_cache_type": "auto", "parallel": 16, "gpu_memory": "22GiB"}
+    return llama(**(said | keys))
+
+
+def ollama(*models: str, **keys: Any) -> str:
+    return ollama_of(dict.fromkeys(models, 4096), **keys)
+
+
+def ollama_of(contexts: dict[str, int], **keys: Any) -> str:
+    listed = ", ".join(f'{{ name = "{name}", context_length = {context} }}' for name, context in contexts.items())
+    said = {"runtime": "ollama", "model": None, "context_length": None, "parallel": 2}
+    return llama(**(said | keys)) + f"models = [{listed}]\n"
+
+
 def box(text: str, **changed: Any) -> tuple[Plan, Facts]:
     """`ggufs`, `folders` and `tags` are by path and name; `gpus` one RTX 4090 unless said."""
     checked = check(text, "spec.toml", definitions())

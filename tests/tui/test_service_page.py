@@ -110,6 +110,10 @@ def test_figures_are_told_where_the_daemon_has_them_and_unknown_where_not() -> N
                   "MEMORY IT WILL TAKE fits", "at least 2.0 GiB of 8.0 GiB", "context_length 43008, or parallel 21"):  # fmt: skip
         assert words in lines, words
     assert "DRAFT" not in lines and "PREEMPTED" not in lines
+    memory["most"] = {"context_length": None, "parallel": 3, "models": {"big": 4096, "small": None}}
+    assert "context_length of big 4096, or of small –, or parallel 3, would fit" in "\n".join(
+        shown(118, one, memory=memory)
+    )
 
 
 def test_processes_are_a_tree_and_starts_say_how_long_they_took() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.gguf_files import decoder, header
-from support.planned import CARD, GIB, OTHER, A, B, at, box, hf_llama, llama, llama_8b, one, sums
+from support.planned import CARD, GIB, OTHER, A, B, at, box, hf_llama, llama, llama_8b, ollama, one, sums, vllm
 
 from llmsupervisor.plan import measure, show
 from llmsupervisor.plan.answers import most
@@ -29,11 +29,6 @@ STRANGE = replace(llama_8b(), values={**llama_8b().values, "general.architecture
 
 
 # --- vLLM ---
-
-
-def vllm(**keys: Any) -> str:
-    said = {"runtime": "vllm", "model": "/m/llama", "kv_cache_type": "auto", "parallel": 16, "gpu_memory": "22GiB"}
-    return llama(**(said | keys))
 
 
 def test_vllm_takes_its_budget_and_the_cache_what_is_left() -> None:
@@ -244,12 +239,6 @@ def test_no_configuration_breaks_the_plan(config: dict[str, Any]) -> None:
 
 
 # --- Ollama ---
-
-
-def ollama(*models: str, **keys: Any) -> str:
-    listed = ", ".join(f'{{ name = "{name}", context_length = 4096 }}' for name in models)
-    said = {"runtime": "ollama", "model": None, "context_length": None, "parallel": 2}
-    return llama(**(said | keys)) + f"models = [{listed}]\n"
 
 
 def test_ollama_with_all_its_models_loaded() -> None:
