@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 from llmsupervisor.base.units import format_size
 from llmsupervisor.plan.answers import CONTEXT_STEP, MOST_PARALLEL, largest, most
@@ -11,14 +10,16 @@ from llmsupervisor.plan.facts import Facts
 from llmsupervisor.plan.gguf import GgufHeader
 from llmsupervisor.plan.hf import HfModel
 from llmsupervisor.plan.launch import Plan, ServicePlan
-from llmsupervisor.plan.measure import CONTEXT, sums
+from llmsupervisor.plan.measure import CONTEXT, cards_of
 from llmsupervisor.plan.measure_llama import memo
 from llmsupervisor.plan.measure_vllm import BLOCK_GPU, GRAPHS, OUTSIDE_TORCH, Pages, activation, pages, weights
 from llmsupervisor.plan.memory import Memory, Refused, Settings, kv_bytes_per_token
 from llmsupervisor.plan.memory_place import Where
 from llmsupervisor.plan.memory_shape import NoFormula
+from llmsupervisor.plan.plan import replan
+from llmsupervisor.plan.rules.kv import CAPABILITY
 from llmsupervisor.plan.shapes import KnownModel
-from llmsupervisor.runtime.command import Arg
+from llmsupervisor.plan.sums import Most
 
 MIB, GIB = 1024**2, 1024**3
 CONTEXTS = (4096, 8192, 16384, 32768, 131072)
@@ -212,44 +213,86 @@ def _row(choice: str, size: int, requests: int, longest: int, processes: str, kn
 
 
 def of_plan(plan: Plan, facts: Facts) -> str:
-    """For each service of llama-server that has sums: the same with every type of the KV cache."""
-    head = ("KV cache", "per token", "total on the GPUs", "fits", "context_length at most", "parallel at most")
+    """For each service that has sums: the same with every type of the KV cache."""
+    head = (
+        "KV cache",
+        "per token",
+        "total on the GPUs",
+        "tokens",
+        "fits",
+        "context_length at most",
+        "parallel at most",
+    )
     more = ("throughput", "latency", "processes", "knobs")
     parts = []
     for service in plan.services.values():
         rows = list(_alternatives(service, facts))
         if rows:
-            asked = f"context_length = {service.service.context_length}, parallel = {service.service.parallel}"
-            parts.append(f"## {service.name}: {asked}\n\n{_table((*head, *more), rows)}")
-    return "\n\n".join(parts) or "no service of llama-server whose model was read: nothing to compare"
+            context = service.service.context_length
+            asked = f"context_length = {context}, " if context else ""
+            parts.append(
+                f"## {service.name}: {asked}parallel = {service.service.parallel}\n\n{_table((*head, *more), rows)}"
+            )
+    return "\n\n".join(parts) or "no service whose model was read: nothing to compare"
 
 
 def _alternatives(plan: ServicePlan, facts: Facts) -> Iterator[tuple[str, ...]]:
-    if plan.definition.adapter != "llama_server":
-        return
-    for kind in KV_TYPES:
-        other = replace(plan, argv=tuple(_with_kind(arg, kind) for arg in plan.argv))
-        found = sums(other, facts)
-        if found is None:
+    for kind in _kinds(plan, facts):
+        other = _with_kind(plan, kind, facts)
+        found = other.memory if other else None
+        if other is None or found is None:
             continue
-        other = replace(other, memory=found)
         places = [place for place in found.places if place.gpu or not plan.gpus]
         total = None if any(place.total is None for place in places) else sum(place.known for place in places)
         limit = most(other, facts)
+        too_few = found.kv_tokens is not None and found.kv_tokens < (plan.service.context_length or 0)
         yield (
             f"**{kind}**" if kind == plan.service.kv_cache_type else kind,
             format_size(found.kv_bytes_per_token),
             format_size(total),
-            {True: "yes", False: "no", None: UNMEASURED}[found.fits],
-            str(limit.context_length or 0) if limit else UNMEASURED,
+            UNMEASURED if found.kv_tokens is None else f"{found.kv_tokens:,}",
+            {True: "yes", False: "no", None: UNMEASURED}[False if too_few else found.fits],
+            _contexts(limit) if limit else UNMEASURED,
             str(limit.parallel or 0) if limit else UNMEASURED,
             UNMEASURED,
             UNMEASURED,
-            "1",
-            "kv_cache_type" if kind in ("f16", "q8_0", "q4_0") else "kv_cache_type, and a build with all FA kernels",
+            *_handled(plan, kind),
         )
 
 
-def _with_kind(arg: Arg, kind: str) -> Arg:
-    cache = arg.words[0] in ("--cache-type-k", "--cache-type-v")
-    return replace(arg, words=(arg.words[0], kind)) if cache else arg
+def _kinds(plan: ServicePlan, facts: Facts) -> tuple[str, ...]:
+    """That the engine has on this card."""
+    match plan.definition.adapter:
+        case "llama_server":
+            return KV_TYPES
+        case "ollama":
+            return SERVED
+        case "vllm":
+            cards = [card.compute_capability for card in cards_of(plan, facts)]
+            fp8 = bool(cards) and all(one is None or one >= CAPABILITY["fp8"] for one in cards)
+            return ("auto", "fp8") if fp8 else ("auto",)
+    return ()
+
+
+def _with_kind(plan: ServicePlan, kind: str, facts: Facts) -> ServicePlan | None:
+    """On the same GPUs. None: this engine does not take it."""
+    said = plan.service.model_dump(mode="json", exclude_unset=True) | {"kv_cache_type": kind}
+    if plan.gpus:
+        said["gpus"] = list(plan.gpus)
+    wanted = {**plan.wanted, "service": said}
+    return replan(wanted, plan.name, {plan.definition.name: plan.definition}, facts, plan.port)
+
+
+def _contexts(limit: Most) -> str:
+    return ", ".join(f"{name} {size or 0}" for name, size in limit.models) or str(limit.context_length or 0)
+
+
+def _handled(plan: ServicePlan, kind: str) -> tuple[str, str]:
+    """(processes, knobs)."""
+    match plan.definition.adapter:
+        case "vllm":
+            pool = "kv_tokens" if plan.service.kv_tokens else "gpu_memory"
+            return "3" if len(plan.gpus) == 1 else UNMEASURED, f"kv_cache_type, {pool}"
+        case "ollama":
+            return str(1 + len(plan.service.models or ())), "kv_cache_type of all models"
+    return "1", "kv_cache_type" if kind in SERVED else "kv_cache_type, and a build with all FA kernels"

@@ -359,15 +359,20 @@ def test_the_alternatives_of_a_service() -> None:
     )
     rows = {row.split(" | ")[0].strip("| *"): row.split(" | ") for row in told.partition("## odd")[0].splitlines()[2:]}
     assert rows["q8_0"][1] == "68.0 KiB" and rows["q8_0"][2] == format_size(need(plan.services["chat"], A))
-    assert int(rows["q4_0"][4]) > int(rows["q8_0"][4]) > int(rows["f16"][4]) and rows["f16"][3] == "yes"
-    assert rows["f16"][6:8] == ["–", "–"]
+    assert int(rows["q4_0"][5]) > int(rows["q8_0"][5]) > int(rows["f16"][5]) and rows["f16"][4] == "yes"
+    assert rows["f16"][3] == "32,768" and rows["f16"][7:9] == ["–", "–"]
     assert "| – | – |" in told.partition("## odd")[2], "what is unknown is no number"
-    other = llama("other", runtime="ollama", model=None, context_length=None, parallel=2)
-    beside, there = box(
-        llama() + other + 'models = [{ name = "s", context_length = 4096 }]\n', tags={"s:latest": DRAFT}
-    )
-    assert beside.services["other"].memory and of_plan(beside, there).count("## ") == 1, "an engine without these types"
-    assert of_plan(*box(llama(), ggufs={})).startswith("no service of llama-server whose model was read")
+    assert of_plan(*box(llama(), ggufs={})) == "no service whose model was read: nothing to compare"
+
+
+def test_what_a_start_taught_is_of_its_own_type_alone() -> None:
+    plan, facts = box(llama())
+    chat = plan.services["chat"]
+    shown = at(chat, A).known
+    lesson = Learned(key(chat, facts, CARD), held=shown + GIB, planned=shown, overhead=GIB)
+    taught = replace(facts, learned=(lesson,))
+    totals = [row.split(" | ")[2] for row in of_plan(plan, taught).splitlines()[4:]]
+    assert len(totals) == len(set(totals)) == 6
 
 
 ODD: list[Any] = [0, 1, -1, 3, 2**31, 2**63 - 1, 1.5, float("nan"), "x", True, (), (0,), (2**62,) * 4, (True, False)]
