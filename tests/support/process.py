@@ -44,9 +44,18 @@ def below(root: int) -> list[int]:
     """Everything below `root`, zombies too."""
     found, level = [], [root]
     while level:
-        tasks = [task for pid in level for task in Path(f"/proc/{pid}/task").glob("*/children")]
-        level = [int(child) for task in tasks for child in task.read_text().split()]
+        level = [child for pid in level for child in _children(pid)]
         found += level
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    """Of all its threads; one that ends meanwhile has none."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):
+                found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
     return found
 
 
