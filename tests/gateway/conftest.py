@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gateway.box import Box
 from gateway.standalone import Engine, Standalone
+from support.daemon import Daemon
 
 
 @pytest.fixture
@@ -27,3 +29,10 @@ def standalone(folder: Path) -> Iterator[Standalone]:
     gateway.apply()
     yield gateway
     gateway.close()
+
+
+@pytest.fixture
+def box(daemon: Daemon) -> Iterator[Box]:
+    box = Box(daemon)
+    yield box
+    daemon.down() if daemon.process and daemon.process.poll() is None else daemon.close()

@@ -11,26 +11,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from gateway.box import Box
-from support.daemon import Daemon, clean_environ
+from support.daemon import clean_environ
 from support.wait import wait_until
 
 STREAMS, RATE = 200, 500
 BACK = 1.0
 """Seconds, the goal."""
 KILLS = 3
-
-
-@pytest.fixture
-def box(daemon: Daemon) -> Iterator[Box]:
-    box = Box(daemon)
-    yield box
-    daemon.down() if daemon.process and daemon.process.poll() is None else daemon.close()
 
 
 class Crowd:

@@ -9,25 +9,16 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
 
 import pytest
 from gateway.box import Box
 from gateway.standalone import Answer, Standalone, drain, post
 from support import process
-from support.daemon import Daemon
 from support.http import request
 from support.wait import wait_until
 
 LONGEST = 60.0
 """Seconds after which a connection counts as one that nobody answers."""
-
-
-@pytest.fixture
-def box(daemon: Daemon) -> Iterator[Box]:
-    box = Box(daemon)
-    yield box
-    daemon.down() if daemon.process and daemon.process.poll() is None else daemon.close()
 
 
 class Callers:
