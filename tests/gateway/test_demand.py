@@ -269,7 +269,8 @@ def test_a_running_request_ends_before_its_service_goes(swap: Swap) -> None:
 
 def test_two_busy_services_share_a_gpu_and_nobody_starves(swap: Swap) -> None:
     """Both asked without a pause: each is served, none is thrown out before its time, no request fails."""
-    size = {"gpu_memory": "8GiB", "drain_timeout": "10s"}
+    # Who does not ask for as long as a load takes counts as idle: a load that no stall of the machine reaches.
+    size = {"gpu_memory": "8GiB", "drain_timeout": "10s", "knobs": {"ready_after": 3}}
     swap.up({"a": 8 * GIB, "b": 8 * GIB}, a=size, b=size)
     until, ended, longest = time.monotonic() + 40, time.time() + 40, {"a": 0.0, "b": 0.0}
     lock = threading.Lock()
@@ -287,7 +288,7 @@ def test_two_busy_services_share_a_gpu_and_nobody_starves(swap: Swap) -> None:
         served: list[Future[int]] = [pool.submit(client, model) for model in "aabb"]
         counts = [each.result() for each in served]
     assert min(counts) > 20, f"{counts} requests, the longest {longest}"
-    assert max(longest.values()) < 10 + 5 + 4, "READY for 10 s, a drain, a load, and the machine's own pace"
+    assert max(longest.values()) < 10 + 5 + 3 + 4, "READY for 10 s, a drain, a load, and the machine's own pace"
     loads = swap.starts("a") + swap.starts("b")
     assert 3 <= loads <= 2 + (time.monotonic() - until + 40) / 10
     events = swap.daemon.events(kind="state")
