@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
 from hypothesis import HealthCheck, settings
 from support import engines, process
@@ -23,10 +22,6 @@ def pytest_configure() -> None:
     """A shell starts what it puts in the background with SIGINT ignored, and every child inherits that: tests that send
     it would wait for ever."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # How long one example takes is the machine's load.
-    slow = (hypothesis.HealthCheck.too_slow,)
-    hypothesis.settings.register_profile("loaded", hypothesis.settings(), deadline=None, suppress_health_check=slow)
-    hypothesis.settings.load_profile("loaded")
 
 
 @pytest.fixture(scope="session")

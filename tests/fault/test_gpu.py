@@ -157,7 +157,7 @@ def test_g9_nvml_hangs_and_nothing_here_does(box: Box) -> None:
                 await asyncio.sleep(0.01)
                 lag = max(lag, time.monotonic() - before - 0.01)
             assert reader.latest.error == "NVML did not answer for 1 s"
-            assert lag < 0.5
+            assert lag < 1.0
             print(f"\nlargest lag of the loop {lag * 1000:.0f} ms")
             box.play("gpu GPU-a 24576 1024 0")
             await until(reader, lambda sample: sample.gpus)

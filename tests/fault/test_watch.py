@@ -122,7 +122,7 @@ def test_c1_half_written_file_is_reported_whole_only(spec: Path) -> None:
 
 def test_c1_half_written_by_closing_in_between_is_reported_whole_only(spec: Path) -> None:
     async def case() -> None:
-        async with watched(spec, settle=0.3) as reports:
+        async with watched(spec, settle=1.0) as reports:
             spec.write_text("first half, ")
             await asyncio.sleep(0.1)
             with open(spec, "a") as file:
@@ -175,11 +175,11 @@ def test_c10_flapping_is_reported_every_two_seconds_at_most_and_the_last_content
 
 def test_c11_back_to_the_old_content_is_no_change(spec: Path) -> None:
     async def case() -> None:
-        async with watched(spec, settle=0.3) as reports:
+        async with watched(spec, settle=1.0) as reports:
             swap(spec, "new")
             await asyncio.sleep(0.1)
             swap(spec, "old")
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(2.5)
             assert reports.seen == []
             swap(spec, "new")
             await reports.until("new", 2)

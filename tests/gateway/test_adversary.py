@@ -197,12 +197,12 @@ def test_what_is_removed_is_refused_at_once(gateway: Standalone) -> None:
 
 
 def test_a_slow_upload_has_its_time_in_the_queue(gateway: Standalone) -> None:
-    limits = {"queue_deadline_s": 1.0}
+    limits = {"queue_deadline_s": 2.5}
     gateway.apply(**HOLD, limits=limits)
     request = post(headers="Connection: close\r\n")
     with gateway.client() as sock:
         sock.sendall(request[:-1])
-        time.sleep(1.1)
+        time.sleep(2.6)
         sock.sendall(request[-1:])
         wait_until(lambda: gateway.queued() == 1, 5, "it waits")
         time.sleep(0.3)

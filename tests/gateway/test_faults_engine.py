@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from gateway.standalone import CHUNKED, LAST, Answer, Engine, Standalone, chunk, drain, key, post, reset, whole
-from support.wait import Spent, wait_until
+from support.wait import Spent, undisturbed, wait_until
 
 STREAM = {"model": "chat", "messages": [], "stream": True}
 
@@ -85,7 +85,7 @@ def test_W11_a_stream_framed_by_its_end_is_reset(gateway: Standalone) -> None:
 
 def test_W12_an_engine_that_hangs_mid_stream(gateway: Standalone) -> None:
     """One that says anything at all, be it a comment, does not hang."""
-    gateway.apply(limits={"silence_s": 0.5})
+    gateway.apply(limits={"silence_s": 1.5})
 
     def act(sock: socket.socket, request: bytes) -> None:
         sock.sendall(CHUNKED + chunk(b"data: 1\n\n"))
@@ -97,7 +97,7 @@ def test_W12_an_engine_that_hangs_mid_stream(gateway: Standalone) -> None:
     gateway.engine.act = act
     began = time.monotonic()
     answer = gateway.ask(STREAM)
-    assert 2.2 < time.monotonic() - began < 12
+    assert 3.2 < time.monotonic() - began < 20
     assert answer.body.count(b": alive") == 12 and not answer.complete
     assert answer.error["type"] == "server_error"
     assert gateway.engine.hung_up.wait(20) and gateway.hear("bad")["endpoint"] == "chat@1"
@@ -332,13 +332,13 @@ SAID = {
 
 
 def figures(gateway: Standalone, said: str) -> dict[str, Any]:
-    """The record of an answer of 60 ms of prefill and 120 ms of decode, whose engine says otherwise."""
+    """The record of an answer of 0.3 s of prefill and 0.6 s of decode, whose engine says otherwise."""
     last = f'data: {{"choices":[{{"delta":{{}},"finish_reason":"stop"}}],"timings":{{{said}}}}}\n\n'.encode()
 
     def act(sock: socket.socket, request: bytes) -> None:
-        time.sleep(0.06)
+        time.sleep(0.3)
         sock.sendall(CHUNKED + chunk(FOX))
-        time.sleep(0.12)
+        time.sleep(0.6)
         sock.sendall(chunk(FOX) + chunk(last + DONE) + LAST)
 
     gateway.engine.act = act
@@ -349,18 +349,30 @@ def figures(gateway: Standalone, said: str) -> dict[str, Any]:
 @pytest.mark.parametrize("said", SAID.values(), ids=SAID)
 def test_W23_absurd_figures_are_told_and_not_believed(gateway: Standalone, said: str) -> None:
     gateway.apply(traits={"timing": TIMING})
-    record = figures(gateway, said)
-    assert 50 < record["prefill_ms"] < 150 and 110 < record["decode_ms"] < 200
-    assert record["sources"]["prefill_ms"] == record["sources"]["decode_ms"] == "gateway"
-    if "e12" in said:
-        assert float(record["sources"]["prefill_ms_engine"]) == 1e12
-        assert float(record["sources"]["decode_ms_engine"]) == -5
+
+    def ours() -> None:
+        record = figures(gateway, said)
+        assert 290 < record["prefill_ms"] < 400 and 590 < record["decode_ms"] < 700
+        assert record["sources"]["prefill_ms"] == record["sources"]["decode_ms"] == "gateway"
+        if "e12" in said:
+            assert float(record["sources"]["prefill_ms_engine"]) == 1e12
+            assert float(record["sources"]["decode_ms_engine"]) == -5
+
+    undisturbed(ours)
 
 
 def test_W23_figures_that_differ_are_marked(gateway: Standalone) -> None:
     gateway.apply(traits={"timing": TIMING})
-    record = figures(gateway, '"prompt_ms":58,"predicted_ms":50')
-    assert record["decode_ms"] == 50 and record["sources"]["decode_ms"] == "both"
-    assert 110 < float(record["sources"]["decode_ms_gateway"]) < 200
-    assert record["prefill_ms"] == 58 and record["sources"]["prefill_ms"] == "engine"
-    assert figures(gateway, '"prompt_ms":58,"predicted_ms":121')["sources"]["decode_ms"] == "engine"
+
+    def one_of_two() -> None:
+        record = figures(gateway, '"prompt_ms":299,"predicted_ms":250')
+        assert record["decode_ms"] == 250 and record["sources"]["decode_ms"] == "both"
+        assert 590 < float(record["sources"]["decode_ms_gateway"]) < 700
+        assert record["prefill_ms"] == 299 and record["sources"]["prefill_ms"] == "engine"
+
+    undisturbed(one_of_two)
+
+    def none() -> None:
+        assert figures(gateway, '"prompt_ms":299,"predicted_ms":601')["sources"]["decode_ms"] == "engine"
+
+    undisturbed(none)

@@ -267,7 +267,7 @@ def test_W8_headers_that_come_byte_by_byte(gateway: Standalone) -> None:
 
 def test_W8_a_body_that_comes_byte_by_byte(gateway: Standalone) -> None:
     """One that takes as long, but moves, is answered."""
-    gateway.apply(limits={"body_s": 0.4})
+    gateway.apply(limits={"body_s": 1.5})
     body = json.dumps({"model": "chat", "prompt": "x" * 60000}).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
     with gateway.client() as steady, gateway.client() as slow:
@@ -277,7 +277,7 @@ def test_W8_a_body_that_comes_byte_by_byte(gateway: Standalone) -> None:
             steady.sendall(body[i : i + len(body) // 9])
             with contextlib.suppress(ConnectionError):
                 slow.sendall(b" ")
-            time.sleep(0.1)
+            time.sleep(0.2)
         assert Answer(drain(steady)).status == 200
         assert Answer(drain(slow)).status == 408
     assert len(gateway.engine.requests) == 1
@@ -298,7 +298,7 @@ def test_W9_idle_connections_are_closed_and_small(gateway: Standalone) -> None:
         stream = held.enter_context(gateway.client())
         stream.sendall(post(STREAM))
         assert stream.recv(65536)
-        gateway.apply(limits={"idle_s": 0.5})
+        gateway.apply(limits={"idle_s": 1.0})
         fresh = held.enter_context(gateway.client())
         fresh.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert 0.3 < until_closed(fresh) < 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from gateway.standalone import post, reset
 from support.daemon import Daemon
 from support.http import get_json
 from support.spec import served
-from support.wait import wait_until
+from support.wait import undisturbed, wait_until
 
 SHARE, SLACK = 0.2, 25.0
 """By which figures may differ: of the greater one, and milliseconds (this process shares its cores with the engine)."""
@@ -107,8 +109,11 @@ def test_records_of_a_real_engine(box: Box, llama_server: Path, model: Path) -> 
     box.daemon.wait_state("chat", "READY", 90)
     box.ready()
     watch(box, 5, 2, "warm")
-    for streams in (1, 4, 16):
-        marks = [f"{streams}-{i}" for i in range(streams)]
+    turn = itertools.count()
+
+    def beside_each_other(streams: int) -> None:
+        n = next(turn)
+        marks = [f"{n}-{streams}-{i}" for i in range(streams)]
         with ThreadPoolExecutor(streams) as pool:
             seen = list(pool.map(lambda mark: watch(box, 30, 24, mark), marks))
         records = by_mark(box, marks)
@@ -117,11 +122,18 @@ def test_records_of_a_real_engine(box: Box, llama_server: Path, model: Path) -> 
             assert record["queue_ms"] < 50, record
         undelayed(records)
 
-    long = watch(box, 700, 4, "long")
-    (record,) = by_mark(box, ["long"])
-    agree(record, long)
-    assert record["prefill_ms"] > 0.7 * record["ttft_ms"] and record["prompt_tokens"] > 700
-    assert record["other_ms"] < 0.05 * record["total_ms"], record
+    for streams in (1, 4, 16):
+        undisturbed(partial(beside_each_other, streams))
+
+    def long() -> None:
+        mark = f"{next(turn)}-long"
+        seen = watch(box, 700, 4, mark)
+        (record,) = by_mark(box, [mark])
+        agree(record, seen)
+        assert record["prefill_ms"] > 0.7 * record["ttft_ms"] and record["prompt_tokens"] > 700
+        assert record["other_ms"] < 0.05 * record["total_ms"], record
+
+    undisturbed(long)
 
 
 @pytest.mark.engine
@@ -138,18 +150,24 @@ def test_two_seconds_of_prefill_are_told_as_prefill(box: Box, llama_server: Path
     watch(box, 5, 2, "warm")
     first = watch(box, 400, 2, "first")
     words = min(6000, int(400 * 4000 / first.timings["prompt_ms"] / streams))
-    marks = [f"long-{i}" for i in range(streams)]
-    with ThreadPoolExecutor(streams) as pool:
-        seen = list(pool.map(lambda mark: watch(box, words, 16, mark), marks))
-    records = by_mark(box, marks)
-    for record, each in zip(records, seen, strict=True):
-        agree(record, each)
-        told = f"{record}\n{each}"
-        assert record["queue_ms"] < 50 and close(record["engine_queue_ms"] + record["prefill_ms"], each.ttft), told
-    assert max(record["engine_queue_ms"] + record["prefill_ms"] for record in records) > 2000, records
-    if streams == 1:
-        assert records[0]["prefill_ms"] > 2000 and records[0]["engine_queue_ms"] < 100, records
-    undelayed(records)
+    turn = itertools.count()
+
+    def prefills() -> None:
+        n = next(turn)
+        marks = [f"{n}-long-{i}" for i in range(streams)]
+        with ThreadPoolExecutor(streams) as pool:
+            seen = list(pool.map(lambda mark: watch(box, words, 16, mark), marks))
+        records = by_mark(box, marks)
+        for record, each in zip(records, seen, strict=True):
+            agree(record, each)
+            told = f"{record}\n{each}"
+            assert record["queue_ms"] < 50 and close(record["engine_queue_ms"] + record["prefill_ms"], each.ttft), told
+        assert max(record["engine_queue_ms"] + record["prefill_ms"] for record in records) > 2000, records
+        if streams == 1:
+            assert records[0]["prefill_ms"] > 2000 and records[0]["engine_queue_ms"] < 100, records
+        undelayed(records)
+
+    undisturbed(prefills)
 
 
 @pytest.mark.engine
@@ -161,16 +179,22 @@ def test_a_wait_is_told_as_a_wait(box: Box, llama_server: Path, model: Path) -> 
     box.daemon.up()
     box.daemon.wait_state("chat", "READY", 90)
     box.ready()
-    with ThreadPoolExecutor(1) as pool:
-        with box.stream(900):
-            waiting = pool.submit(watch, box, 20, 8, "second")
-            time.sleep(2)
-        seen = waiting.result()
-    (record,) = by_mark(box, ["second"])
-    agree(record, seen)
-    assert 1900 < record["queue_ms"] < seen.ttft and record["engine_queue_ms"] < 500
-    assert close(record["queue_ms"], seen.ttft - record["prefill_ms"] - record["engine_queue_ms"])
-    assert record["other_ms"] < 0.05 * record["total_ms"]
+    turn = itertools.count()
+
+    def waits() -> None:
+        mark = f"{next(turn)}-second"
+        with ThreadPoolExecutor(1) as pool:
+            with box.stream(900):
+                waiting = pool.submit(watch, box, 20, 8, mark)
+                time.sleep(2)
+            seen = waiting.result()
+        (record,) = by_mark(box, [mark])
+        agree(record, seen)
+        assert 1900 < record["queue_ms"] < seen.ttft and record["engine_queue_ms"] < 500
+        assert close(record["queue_ms"], seen.ttft - record["prefill_ms"] - record["engine_queue_ms"])
+        assert record["other_ms"] < 0.05 * record["total_ms"]
+
+    undisturbed(waits)
 
 
 # --- one for each -------------------------------------------------------------------------------------------------

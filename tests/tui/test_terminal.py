@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.wait import wait_until
 from tui.samples import record, service
 from tui.stand_in import StandIn
 from tui.terminal import Terminal
@@ -38,6 +39,11 @@ def tui(stand_in: StandIn, size: tuple[int, int] = (80, 24), *words: str) -> Ter
     return Terminal([sys.executable, "-m", "llmsupervisor", "tui", "--socket", str(stand_in.path), *words], size)
 
 
+def quiet(terminal: Terminal) -> None:
+    """The first picture is drawn."""
+    wait_until(lambda: not terminal.read(1.0), 20, "a second without a byte")
+
+
 def measured(terminal: Terminal, change: Callable[[int], None]) -> float:
     """Bytes a second while `change` is called each second."""
     began, count, n = time.monotonic(), 0, 0
@@ -51,7 +57,7 @@ def measured(terminal: Terminal, change: Callable[[int], None]) -> float:
 def test_nothing_is_sent_where_nothing_changes_and_little_where_figures_do(stand_in: StandIn) -> None:
     with tui(stand_in) as terminal:
         terminal.wait("model-3")
-        terminal.read(0.7)
+        quiet(terminal)
         assert measured(terminal, lambda n: stand_in.say()) == 0
         rate = measured(terminal, lambda n: stand_in.say(*busy(n)))
         assert 0 < rate <= 2000
@@ -65,10 +71,10 @@ def test_requests_that_end_cost_little_too(stand_in: StandIn) -> None:
         terminal.wait("model-3")
         terminal.press("2")
         terminal.wait("30 of 30")
-        terminal.read(0.5)
+        quiet(terminal)
         rate = measured(terminal, lambda n: stand_in.ended(*(record(f"r{n}{k}", total_ms=800.0 + n) for k in range(2))))
         assert 0 < rate <= 2000
-        assert "34 of 34" in terminal.text
+        terminal.wait("34 of 34")
 
 
 def test_a_terminal_of_many_colours_gets_its_own_sixteen(stand_in: StandIn) -> None:
@@ -86,7 +92,7 @@ def test_a_terminal_of_many_colours_gets_its_own_sixteen(stand_in: StandIn) -> N
 def test_a_terminal_that_does_not_read_gets_the_last_picture_not_all_of_them(stand_in: StandIn) -> None:
     with tui(stand_in, (200, 50)) as terminal:
         terminal.wait("model-3")
-        terminal.read(0.5)
+        quiet(terminal)
         for n in range(150):
             stand_in.log("model-0", *(f"{n}.{k} " + f"{n * k} " * 40 for k in range(20)))
             time.sleep(0.02)
@@ -102,7 +108,7 @@ def test_a_new_size_is_drawn_anew(stand_in: StandIn, size: tuple[int, int]) -> N
         terminal.wait("model-3")
         terminal.resize(size)
         terminal.wait("detach")
-        terminal.read(0.5)
+        quiet(terminal)
         assert len(terminal.screen.display) == size[1]
         assert sum("model-0" in line and "READY" in line for line in terminal.screen.display) >= 1
 
