@@ -22,7 +22,10 @@ _space = re.compile(r"[ \t\n\r]*").match
 _decode = json.JSONDecoder(strict=False).raw_decode
 _MODEL = b'"model"'
 _PLAIN = re.compile(rb'[ \t\r\n]*\{(?:"[^"\\]*":(?:"[^"\\]*"|[-+.\w]+),)*')
-"""An object up to its first member that is no plain text or number."""
+"""The begin of an object, and members that are plain texts or numbers."""
+_FRONT = re.compile(rb"(?:event: ?[^\r\n]*\r?\n)?data: ?")
+_LAST = re.compile(rb'(?:,"[^"\\]*":(?:"[^"\\]*"|[-+.\w]+))*\}[ \t\r\n]*\Z')
+"""What follows a member of an object that is in no other: plain members, and one end."""
 
 
 class Filter:
@@ -31,11 +34,15 @@ class Filter:
     `lines`: a stream of JSON lines, not of events. An answer that is no stream (`stream` False) comes out of `end` as a whole."""
 
     __slots__ = (
+        "_after",
+        "_before",
         "_ends",
         "_held",
         "_idle",
         "_lines",
         "_name",
+        "_named_after",
+        "_named_before",
         "_new",
         "_old",
         "_passing",
@@ -66,6 +73,10 @@ class Filter:
             b'"%s"' % word.encode() for word in [*words, *(["response"] if rename and not lines else [])]
         )
         """`response`: of an event that repeats what the user sent, where anything may be called `model`."""
+        self._before = self._named_before = b""
+        """How the last event began that had the name after plain members only; and as the client gets it …"""
+        self._after = self._named_after = b""
+        """… or how it ended, from the byte before the name on. Nearly all events of a stream have the one or the other."""
         self._idle = not words and rename is None
         self._held = bytearray()
         self._passing = False
@@ -80,10 +91,14 @@ class Filter:
                 if word in piece:
                     break
             else:
-                if not self._old:
+                said = piece.count(_MODEL) if self._old else 0
+                if not said:
                     return piece
-                if piece.count(_MODEL) == piece.count(self._old):
-                    return piece.replace(self._old, b'"model":' + self._new)
+                if said == 1:
+                    if self._after and piece.endswith(self._after):
+                        return piece[: -len(self._after)] + self._named_after
+                    if self._before and piece.startswith(self._before):
+                        return self._named_before + piece[len(self._before) :]
         at = max(len(self._held) - 3, 0)
         self._held += piece
         return self._events(at) if self._stream else b""
@@ -100,8 +115,8 @@ class Filter:
         if not any(b'"%s"' % key.encode() in body for key in self._remove):
             if self._name is None:
                 return body
-            at = head.end() if (head := _PLAIN.match(body)) is not None else 0
-            if body.startswith(self._old, at) and body.count(_MODEL) == 1:
+            at = body.find(self._old)
+            if at > 0 and body.count(_MODEL) == 1 and _PLAIN.fullmatch(body, 0, at):
                 return body[:at] + b'"model":' + self._new + body[at + len(self._old) :]
         filtered = self._json(body)
         return body if filtered is None else filtered
@@ -128,10 +143,11 @@ class Filter:
         if len(event) > EVENT:
             return event
         if not any(word in event for word in self._words):
-            if not self._old:
+            said = event.count(_MODEL) if self._old else 0
+            if not said:
                 return event
-            if event.count(_MODEL) == event.count(self._old):
-                return event.replace(self._old, b'"model":' + self._new)
+            if said == 1 and (named := self._named(event)) is not None:
+                return named
         if self._lines:
             data = self._json(event)
             return b"" if data is None else data
@@ -140,6 +156,24 @@ class Filter:
             return event
         data = self._json(lines[0][1])
         return b"" if data is None else event[: lines[0].start(1)] + data + event[lines[0].end(1) :]
+
+    def _named(self, event: bytes) -> bytes | None:
+        """With the client's name where the engine's is seen at the top without a parser: the argument of a tool may have
+        the same key and the same value."""
+        at = event.find(self._old)
+        end = at + len(self._old)
+        if at < 0:
+            return None
+        new = b'"model":' + self._new
+        front = _FRONT.match(event)
+        begin = front.end() if front is not None else 0
+        if _PLAIN.fullmatch(event, begin, at):
+            self._before, self._named_before = event[:end], event[:at] + new
+        elif event[at - 1 : at] == b"," and _LAST.match(event, end):
+            self._after, self._named_after = event[at - 1 :], b"," + new + event[end:]
+        else:
+            return None
+        return event[:at] + new + event[end:]
 
     def _json(self, data: bytes) -> bytes | None:
         """None: nothing of it is the client's. What is no JSON object stays."""

@@ -102,6 +102,58 @@ def test_an_alias_comes_back_as_it_was_asked(shared: Standalone, name: str) -> N
             assert through.body != direct.body
 
 
+ARGUMENTS = {"model": "chat", "city": "chat"}
+CALL = {"type": "tool_use", "id": "toolu_1", "name": "pick", "input": ARGUMENTS}
+TEXT = {"type": "function_call", "name": "pick", "arguments": json.dumps(ARGUMENTS, separators=(",", ":"))}
+ASKED: dict[str, Any] = {
+    "chat.completions": {
+        "messages": [{"role": "assistant", "tool_calls": [{"type": "function", "function": TEXT}]}],
+        "tools": [
+            {"type": "function", "function": {"name": "pick", "parameters": {"properties": {"model": "my-name"}}}}
+        ],
+    },
+    "messages": {"messages": [{"role": "assistant", "content": [{**CALL, "input": {"model": "my-name"}}]}]},
+    "responses": {"input": [TEXT], "metadata": {"model": "my-name"}},
+}
+SAID: dict[str, list[dict[str, Any]]] = {
+    "chat.completions": [
+        {"model": "chat", "choices": [{"delta": {"tool_calls": [{"function": {"arguments": ARGUMENTS}}]}}]},
+        {"choices": [{"delta": {"tool_calls": [{"function": TEXT}]}}], "model": "chat", "object": "x"},
+        {"choices": [{"delta": {"tool_calls": [{"function": {"arguments": ARGUMENTS}}]}}], "model": "chat"},
+    ],
+    "messages": [
+        {"type": "message_start", "message": {"model": "chat", "content": [], "usage": {"input_tokens": 5}}},
+        {"type": "content_block_start", "index": 0, "content_block": CALL},
+        {"type": "message_stop"},
+    ],
+    "responses": [
+        {"type": "response.created", "response": {"model": "chat", "metadata": {"model": "chat"}, "output": []}},
+        {"type": "response.output_item.done", "item": {**TEXT, "arguments": ARGUMENTS}},
+        {"type": "response.completed", "response": {"model": "chat", "output": [{**TEXT, "input": ARGUMENTS}]}},
+    ],
+}
+PATHS = {"chat.completions": "/v1/chat/completions", "messages": "/v1/messages", "responses": "/v1/responses"}
+
+
+@pytest.mark.parametrize("api", SAID)
+def test_only_the_name_of_the_model_is_rewritten(shared: Standalone, api: str) -> None:
+    """Not what a tool calls by the same key and the same value: neither to the engine nor back."""
+    shared.apply(names=["chat", "my-name"], model="chat")
+    events = [b"data: " + json.dumps(each, separators=(",", ":")).encode() + b"\n\n" for each in SAID[api]]
+    serve(shared, STREAM_HEAD + b"".join(map(chunk, events)) + LAST, 1)
+    asked = {"model": "my-name", "stream": True, **ASKED[api]}
+    got = Answer(shared.say(post(asked, PATHS[api], "Connection: close\r\n"))).body
+    assert shared.engine.said()[-1] == {**asked, "model": "chat"}
+    assert [json.loads(line.removeprefix(b"data: ")) for line in got.split(b"\n\n")[:-1]] == [
+        named(each) for each in SAID[api]
+    ]
+
+
+def named(said: dict[str, Any]) -> dict[str, Any]:
+    inner = {key: named(said[key]) for key in ("message", "response") if key in said}
+    return {**said, **inner, **({"model": "my-name"} if "model" in said else {})}
+
+
 def own_headers(answer: Answer) -> list[tuple[str, str]]:
     """Those of the content, not of one connection."""
     hop = {"connection", "keep-alive", "transfer-encoding", "content-length"}

@@ -105,11 +105,40 @@ RENAME = ("tiny", "mine")
         ),
         ('{"model":"tiny"', '{"model":"mine"'),
         ('{"model" :"tiny"', '{"model" :"tiny"'),
+        (
+            '{"type":"content_block_start","content_block":{"type":"tool_use","input":{"model":"tiny"}}}',
+            '{"type":"content_block_start","content_block":{"type":"tool_use","input":{"model":"tiny"}}}',
+        ),
+        (
+            '{"choices":[{"delta":{"tool_calls":[{"arguments":{"model":"tiny"}}]}}],"model":"tiny","x":1}',
+            '{"choices":[{"delta":{"tool_calls":[{"arguments":{"model":"tiny"}}]}}],"model":"mine","x":1}',
+        ),
+        (
+            '{"model":"tiny","choices":[{"delta":{"tool_calls":[{"arguments":{"model":"tiny"}}]}}]}',
+            '{"model":"mine","choices":[{"delta":{"tool_calls":[{"arguments":{"model":"tiny"}}]}}]}',
+        ),
+        ('{"a":{"x":1,"model":"tiny"}}', '{"a":{"x":1,"model":"tiny"}}'),
+        ('{"x,\\"model":"tiny","y":1}', '{"x,\\"model":"tiny","y":1}'),
     ],
 )
 def test_where_a_name_is_and_where_none_is(data: str, out: str) -> None:
-    event = f"data: {data}\n\n"
-    assert run(Filter(True, RENAME, (), False, False), event.encode()) == f"data: {out}\n\n".encode()
+    """Also after events that had it at the begin, or at the end."""
+    event, named = f"data: {data}\n\n".encode(), f"data: {out}\n\n".encode()
+    for before in (b"", b'data: {"id":1,"model":"tiny","a":[]}\n\n', b'data: {"a":[],"model":"tiny","x":1}\n\n'):
+        filter = Filter(True, RENAME, (), False, False)
+        assert filter.feed(before) == before.replace(b"tiny", b"mine")
+        assert run(filter, event) == named
+    assert run(Filter(True, RENAME, (), False, False), event + event) == named * 2
+
+
+def test_json_lines_with_arguments_of_a_tool() -> None:
+    """As of Ollama: they are objects, not text."""
+    plain = b'{"model":"tiny","message":{"role":"assistant","content":"a"},"done":false}\n'
+    call = b'"message":{"content":"","tool_calls":[{"function":{"name":"f","arguments":{"model":"tiny"}}}]},"done":false}\n'
+    filter = Filter(True, RENAME, (), False, False, lines=True)
+    assert filter.feed(plain) == plain.replace(b"tiny", b"mine")
+    assert filter.feed(b'{"model":"tiny",' + call) == b'{"model":"mine",' + call
+    assert filter.feed(plain) == plain.replace(b"tiny", b"mine")
 
 
 def test_names_that_are_not_ascii() -> None:
@@ -281,6 +310,28 @@ def test_cutting_means_what_parsing_means(said: dict[str, object], ascii: bool, 
     assert isinstance(top, dict)
     want = {key: expected(value) if key in ("response", "message") else value for key, value in top.items()}
     assert json.loads(Filter(False, RENAME, ("metrics",), False, False).whole(raw)) == want
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(TOP, max_size=5), st.sampled_from([(",", ":"), (", ", ": ")]), st.booleans())
+@example([{"a": [], "model": "tiny"}, {"a": {"model": "tiny"}}], (",", ":"), False)
+def test_a_stream_means_what_parsing_means(
+    said: list[dict[str, object]], separators: tuple[str, str], at_once: bool
+) -> None:
+    """Only the name at the top, and that of a `response` or a `message` in it."""
+    found = [b"data: %b\n\n" % json.dumps(each, separators=separators).encode("utf-8", "replace") for each in said]
+    filter = Filter(True, RENAME, (), False, False)
+    out = filter.feed(b"".join(found)) if at_once else b"".join(map(filter.feed, found))
+
+    def renamed(part: dict[str, object]) -> dict[str, object]:
+        return {**part, "model": "mine"} if part.get("model") == "tiny" else part
+
+    def expected(top: dict[str, object]) -> dict[str, object]:
+        inner = {k: renamed(v) for k in ("response", "message") if isinstance(v := top.get(k), dict)}
+        return renamed({**top, **inner})
+
+    got = [json.loads(each.removeprefix(b"data: ")) for each in events(out)[:-1]]
+    assert got == [expected(json.loads(each.removeprefix(b"data: "))) for each in found]
 
 
 def test_a_model_that_is_no_name_stays() -> None:
