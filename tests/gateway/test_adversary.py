@@ -70,7 +70,7 @@ def test_a_stalled_client_holds_the_engine_of_its_next_request_back(gateway: Sta
 def test_a_slow_reader_that_goes_on_reading_is_not_dropped(gateway: Standalone) -> None:
     long = whole(b'{"model": "chat", "x": "' + b"x" * 10 * MIB + b'"}')
     gateway.engine.act = lambda sock, request: sock.sendall(long)
-    gateway.apply(model="chat", limits={"write_stall_s": 0.6})
+    gateway.apply(model="chat", limits={"write_stall_s": 2})
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * 1024)
         sock.settimeout(10)
@@ -79,7 +79,7 @@ def test_a_slow_reader_that_goes_on_reading_is_not_dropped(gateway: Standalone) 
         data = bytearray()
         while piece := sock.recv(MIB, socket.MSG_WAITALL):
             data += piece
-            time.sleep(0.2)
+            time.sleep(0.3)
     assert data.endswith(b'"}') and len(data) > 10 * MIB
 
 

@@ -95,7 +95,7 @@ def test_comments_while_a_stream_waits(gateway: Standalone) -> None:
 
 
 def test_an_error_after_comments_is_an_event(gateway: Standalone) -> None:
-    gateway.apply(**HOLD, limits={"comment_s": 0.05, "queue_deadline_s": 0.4})
+    gateway.apply(**HOLD, limits={"comment_s": 0.05, "queue_deadline_s": 2})
     answer = gateway.ask(STREAM)
     assert answer.status == 200 and answer.body.startswith(b": waiting\n\n") and answer.code == "queue_timeout"
     assert not answer.complete, "a failure never looks like an end"
