@@ -115,3 +115,28 @@ def test_status_loads_nothing_that_it_does_not_need(stand_in: StandIn) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["status", "--watch"], ["status", "--watch", "--json"], ["top", "--once"], ["top", "--interval", "0.2"]],
+    ids=" ".join,
+)
+def test_what_is_told_to_a_pipe_again_and_again_needs_no_textual(stand_in: StandIn, words: list[str]) -> None:
+    """Looked at when the command is done, so that what it imports while it works counts."""
+    stand_in.tell(host=None, nvml={"error": None, "time": None, "driver": None})
+    stand_in.answers["series"] = {"v": 1, "start": 0, "step_s": 60, "count": 0, "series": {}, "events": [], "reason": None}  # fmt: skip
+    program = (
+        "import sys\nfrom llmsupervisor.cli.main import main\n"
+        f"code = main({[*words, '--socket', str(stand_in.path)]!r})\n"
+        "print('loaded', code, sorted({'textual', 'rich', 'asyncio', 'pydantic'} & set(sys.modules)), flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], env=clean_environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    first = process.stdout.readline()
+    if "--once" not in words:
+        process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert first.strip() and (first + out).splitlines()[-1] == "loaded 0 []", err
