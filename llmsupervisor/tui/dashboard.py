@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from textual import on
 from textual.binding import Binding
-from textual.containers import Container, VerticalScroll
+from textual.containers import Container
 from textual.widget import Widget
 from textual.widgets import DataTable, Static
 
@@ -21,6 +21,7 @@ from llmsupervisor.tui.feeds import Feeds
 from llmsupervisor.tui.logpane import LogPane
 from llmsupervisor.tui.page import MARGIN, Page
 from llmsupervisor.tui.paint import Paint
+from llmsupervisor.tui.scroll import Scroll
 from llmsupervisor.tui.services import SORTS, ServiceTable, figure
 from llmsupervisor.tui.sorting import Sort
 
@@ -76,7 +77,7 @@ class Dashboard(Page):
         yield Static(id="live")
         yield Static(id="happened")
         with Container(id="panes"):
-            with VerticalScroll(id="detail", can_focus=False):
+            with Scroll(id="detail", can_focus=False):
                 yield Static(id="facts")
             yield LogPane(self._paint)
 
@@ -168,6 +169,11 @@ class Dashboard(Page):
         self._sort.turn()
         self._say_sort()
 
+    @on(DataTable.HeaderSelected)
+    def _sort_by(self, event: DataTable.HeaderSelected) -> None:
+        self._sort.by_column(event.column_key.value or "")
+        self._say_sort()
+
     def _say_sort(self) -> None:
         """Its column may be one that there is no room for."""
         self.tell([Span(f"sorted by {self._sort.words}")])
@@ -181,7 +187,10 @@ class Dashboard(Page):
         wanted = "" if self.has_class(f"zoom-{pane}") else pane
         self.set_class(wanted == "detail", "zoom-detail")
         self.set_class(wanted == "log", "zoom-log")
-        self.query_one(LogPane).body.focus() if wanted == "log" else self.query_one(ServiceTable).focus()
+        detail = self.query_one("#detail", Scroll)
+        detail.can_focus = wanted == "detail"
+        panes: dict[str, Widget] = {"detail": detail, "log": self.query_one(LogPane).body}
+        panes.get(wanted, self.query_one(ServiceTable)).focus()
 
     def action_follow(self) -> None:
         self.query_one(LogPane).body.follow()

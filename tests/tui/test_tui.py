@@ -103,6 +103,28 @@ def test_enter_and_l_show_one_pane_alone(stand_in: StandIn) -> None:
     drive(stand_in, (40, 10), play)
 
 
+def test_the_keys_of_the_detail_alone_move_it(stand_in: StandIn) -> None:
+    notes = [{"id": f"note-{n}", "text": "so it is", "since": None} for n in range(40)]
+    stand_in.say(service("chat", conditions=notes), EMBED)
+
+    async def play(pilot: Pilot[None]) -> None:
+        await until(pilot, lambda s: "note-1:" in s, "its begin")
+        await pilot.press("enter")
+        await until(pilot, lambda s: "note-15:" in s and "LOG" not in s, "the detail alone")
+        await pilot.press(*"jjjj")
+        await until(pilot, lambda s: "note-0:" not in s and "note-1:" in s, "four lines down")
+        await pilot.press("k")
+        await until(pilot, lambda s: "note-0:" in s, "one up")
+        await pilot.press("G")
+        await until(pilot, lambda s: "note-39:" in s, "the end")
+        await pilot.press("enter")
+        await until(pilot, lambda s: "NAME" in s and "LOG chat" in s, "the same service, among the others")
+        await pilot.press("j")
+        await until(pilot, lambda s: "LOG embed" in s, "where j selects")
+
+    drive(stand_in, (80, 24), play)
+
+
 def test_nothing_of_a_log_reaches_the_terminal_as_a_command(stand_in: StandIn) -> None:
     stand_in.log("chat", "a\x1b[2J\x1b]0;title\x07b\x9b31m\u202ec", "[red]d[/red]\r\n", "last " + "x" * 100_000)
 
