@@ -14,7 +14,9 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--slow", action="store_true", help="a picture each 4 s instead of each second: for thin links")
     parser.add_argument("--readonly", action="store_true", help="no order can be given from it")
     parser.add_argument(
-        "--mouse", action="store_true", help="the wheel scrolls; the terminal's own selection then needs Shift"
+        "--mouse",
+        action="store_true",
+        help="the wheel scrolls, a click selects or sorts; the terminal's own selection then needs Shift",
     )
     parser.add_argument(
         "--ssh",

@@ -7,6 +7,7 @@ from typing import Any
 
 from textual import on
 from textual.binding import Binding
+from textual.events import Click
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
@@ -43,7 +44,7 @@ class ListPage(Page):
         self.words = ""
         self._key: str | None = None
         """Of the selected row; None: the first of `rows`, whichever that is."""
-        self._first = self._first_above = 0
+        self._first = self._first_above = self._titles = 0
 
     def key_of(self, row: Any) -> str:
         raise NotImplementedError
@@ -81,6 +82,7 @@ class ListPage(Page):
 
     def window(self, titles: int = 1) -> tuple[list[Any], int]:
         """The rows that there is room for under so many lines of titles, and which of them is selected."""
+        self._titles = titles
         height = max(self.query_one("#rows", Static).size.height - titles, 1)
         at = self.at - len(self.above)
         self._first = first_row(len(self.rows), max(at, 0), self._first, height)
@@ -101,6 +103,17 @@ class ListPage(Page):
         if everything := self.everything:
             self._key = None if place == len(self.above) < len(everything) else self.key_of(everything[place])
         self.tick()
+
+    def wheel(self, lines: int) -> None:
+        self.action_move(lines)
+
+    def on_click(self, event: Click) -> None:
+        """A row of the window: selected, and opened where it is already."""
+        row = event.y - self._titles
+        if event.widget is not self.query_one("#rows") or not 0 <= row < len(self.rows) - self._first:
+            return
+        place = len(self.above) + self._first + row
+        self.action_open() if place == self.at else self.action_edge(place)
 
     def action_filter(self) -> None:
         self.add_class("filtering")

@@ -42,6 +42,9 @@ class FollowingLog(Log):
     def _stop(self) -> None:
         self.following = self.max_scroll_y == 0
 
+    def on_mouse_scroll_up(self) -> None:
+        self._stop()
+
     def action_scroll_up(self) -> None:
         self._stop()
         super().action_scroll_up()

@@ -132,6 +132,9 @@ class LogsPage(Page):
         self._log.move(by, *self._space)
         self.tick()
 
+    def wheel(self, lines: int) -> None:
+        self.action_move(lines)
+
     def action_page(self, by: int) -> None:
         self.action_move(by * max(self._space[0] - 1, 1))
 

@@ -33,6 +33,8 @@ SHORT = 18
 MESSAGE_SECONDS = 15.0
 SHEET = 76
 """Cells of a text above the page, at most."""
+WHEEL = 3
+"""Lines of one turn of the wheel."""
 MARGIN = 3
 """Cells beside a text that scrolls: a blank at either side, and the scroll bar."""
 
@@ -162,6 +164,17 @@ class Page(Screen[None]):
         """That were put there."""
         shown = self._texts.get(id)
         return shown.count("\n") + 1 if shown else 0
+
+    # --- the mouse, where it was asked for (--mouse) ---------------------------------------------------------------
+
+    def wheel(self, lines: int) -> None:
+        """Over what no widget scrolls by itself."""
+
+    def on_mouse_scroll_down(self) -> None:
+        self.wheel(WHEEL)
+
+    def on_mouse_scroll_up(self) -> None:
+        self.wheel(-WHEEL)
 
     def tell(self, line: Line) -> None:
         self._message_until = time.monotonic() + MESSAGE_SECONDS if line else 0.0

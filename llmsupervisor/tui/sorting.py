@@ -39,6 +39,12 @@ class Sort:
     def on(self) -> None:
         self._at, self._turned = (self._at + 1) % len(self._choices), False
 
+    def by_column(self, column: str) -> None:
+        """By what stands there, the other way round where it is so already; a column that no order has changes nothing."""
+        at = next((n for n, each in enumerate(self._choices) if each.column == column), None)
+        if at is not None:
+            self._at, self._turned = at, at == self._at and not self._turned
+
     def turn(self) -> None:
         self._turned = not self._turned
 
