@@ -313,7 +313,13 @@ class Gateway:
             for runner, status in pairs
             for on, deadline in ((runner.cards(), said.queue_deadline),)
             for target in targets_of(
-                runner, status, now + deadline, box.cards.closed(on, deadline), box.cards.reopen(on), zero
+                runner,
+                status,
+                now + deadline,
+                box.cards.closed(on, deadline),
+                box.cards.reopen(on),
+                zero,
+                box.desired.wish(runner.name).load_s,
             )
         ]
         if box.edge is None:

@@ -33,7 +33,13 @@ def belongs(endpoint: str, service: str, attempt: int) -> bool:
 
 
 def targets_of(
-    runner: Runner, status: Status, horizon: float, closed: str = "", reopen: float | None = None, zero: float = 0.0
+    runner: Runner,
+    status: Status,
+    horizon: float,
+    closed: str = "",
+    reopen: float | None = None,
+    zero: float = 0.0,
+    load: float | None = None,
 ) -> list[ViewTarget]:
     """One for each model: of an Ollama with several, `SERVICE/MODEL` each, and the first has the service's own names.
     Where the service takes requests, each of its models says for itself whether it does.
@@ -41,6 +47,7 @@ def targets_of(
     What an engine was started with is told of the run; live keys (names, overflow, listed) are the spec's of now. What
     comes back after `horizon` (monotonic seconds) does not come back in time for those who would wait now. `closed`: why
     it cannot start until then, and `reopen`: when it can, Unix seconds. `zero`: Unix seconds of the monotonic zero.
+    `load`: seconds that its last start took.
     """
     process = runner.process if status.state in HAS_PROCESS else None
     plan = process.plan if process else runner.plan
@@ -48,6 +55,9 @@ def targets_of(
     headers = {} if process is None or process.key is None else {process.key[0]: process.key[1]}
     state, reason = _route(status, horizon, closed)
     again = _next_try(status, zero) if not closed else reopen if status.goal == "up" else None
+    starts = status.goal == "up" and status.state not in (State.READY, State.UNREADY)
+    load_s = math.ceil(load) if load is not None and starts else None
+    since = status.started if status.state is State.STARTING else None
     models = [(each.name, each.tag, each.context_length) for each in _models(runner, plan)]
     names_of = adapter_for(plan.definition).names
     single = [("", names_of(runner.name, plan.service)[0], plan.service.context_length)]
@@ -69,6 +79,8 @@ def targets_of(
                 "state": route,
                 "reason": why,
                 "retry_at": None if at is None or route == "open" else math.ceil(at),
+                "load_s": load_s,
+                "loading_since": None if since is None else math.floor(since + zero),
                 "parallel": plan.service.parallel,
                 "kv_tokens": plan.service.kv_tokens,
                 "names": list(dict.fromkeys([*own, name] if name else own)),

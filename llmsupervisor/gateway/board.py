@@ -298,10 +298,10 @@ class Board:
 
     def _estimate(self, ticket: Ticket) -> float:
         """Seconds until one of its services has worked off its present queue (60 at most: requests leave it in other ways,
-        too), and not before its next try to come up."""
+        too), and not before it is open."""
         now = self._wall()
         targets = [t for t in map(self.table.target, ticket.services) if t is not None and not t.gone]
-        return min((max(self._work(t), (t.retry_at or now) - now) for t in targets), default=route.AGAIN)
+        return min((max(self._work(t), t.opens(now) - now) for t in targets), default=route.AGAIN)
 
     def _work(self, target: Target) -> float:
         waiting, took = self.queue.waiting(target.name), self._took.get(target.name, 1.0)

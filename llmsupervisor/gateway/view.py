@@ -104,6 +104,10 @@ class Target:
     parallel: int | None = None
     kv_tokens: int | None = None
     context_length: int | None = None
+    load: float | None = None
+    """Seconds that its start takes, by the last one …"""
+    loading_since: float | None = None
+    """… and since when it is under way, Unix seconds."""
     overflow: str | None = None
     policies: Mapping[str, Policy] = field(default_factory=dict)
     listed: bool = True
@@ -119,6 +123,13 @@ class Target:
     def gone(self) -> bool:
         """It does not come back by itself: nothing waits for it."""
         return self.state not in ("open", "hold", "drain")
+
+    def opens(self, now: float) -> float:
+        """Unix seconds, not earlier than what is known: its next try, and a start that takes as long as the last one did."""
+        if self.open:
+            return now
+        begins = self.loading_since if self.loading_since is not None else max(now, self.retry_at or now)
+        return begins + (self.load or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +239,8 @@ def _target(said: Mapping[str, Any]) -> Target:
         reason=str(said.get("reason") or ""),
         names=names,
         retry_at=said.get("retry_at"),
+        load=said.get("load_s"),
+        loading_since=said.get("loading_since"),
         headers=headers,
         runtime=str(said.get("runtime") or ""),
         model=str(said.get("model") or (names[0] if names else "")),

@@ -688,6 +688,10 @@ class ViewTarget(TypedDict):
     """Why it is not open, for the client; empty where it is."""
     retry_at: NotRequired[int | None]
     """Unix seconds of the next try to bring it up, where it is known that there is none before."""
+    load_s: NotRequired[int | None]
+    """Seconds that its last start took until it was READY, while it is not open and has to be started; None: not known."""
+    loading_since: NotRequired[int | None]
+    """Unix seconds since when its present start loads; None: it does not."""
     parallel: int | None
     """None: the engine decides."""
     kv_tokens: int | None

@@ -55,6 +55,28 @@ def test_a_request_passes(box: Box) -> None:
     assert "gateway" in box.daemon.cli("status").stdout
 
 
+def test_who_is_late_while_it_loads_hears_when_that_is_over(box: Box) -> None:
+    """By the load before, which an earlier daemon saw."""
+    box.up()
+    box.daemon.down()
+    kept = box.daemon.state / "desired.json"
+    desired = json.loads(kept.read_text())
+    assert 0 < desired["services"]["chat"]["load_s"] < 60
+    desired["services"]["chat"]["load_s"] = 900.0
+    kept.write_text(json.dumps(desired))
+    box.write(gateway={"queue_deadline": "1s"}, ready_after=300)
+    box.daemon.up()
+    box.gateway()
+    box.daemon.wait_state("chat", "STARTING")
+
+    def rest() -> int:
+        status, seconds, text = answer_of(box.chat_url, BODY)
+        assert status == 503 and "queue_timeout" in text
+        return seconds or 0
+
+    wait_until(lambda: 600 < rest() < 900, 20, "what is left of its load")
+
+
 def test_without_a_gateway_table_there_is_none(box: Box) -> None:
     box.daemon.write({"chat": box.service()})
     box.daemon.up()

@@ -118,8 +118,11 @@ def test_what_waits_hears_of_its_end_and_of_the_next_try(board: Known) -> None:
         ([target(state="hold", retry_at=UNIX + 500)], 500),
         ([target(state="hold", retry_at=UNIX + 500), target("other", "hold")], 3),
         ([target(state="hold"), target("other", "gone")], 30),
+        ([target(state="hold", load_s=90, loading_since=UNIX - 20)], 70),
+        ([target(state="hold", load_s=90, loading_since=UNIX - 900, parallel=30)], 1),
+        ([target(state="hold", load_s=90, retry_at=UNIX + 40)], 130),
+        ([target(state="hold", load_s=90, loading_since=UNIX), target("other", "hold", load_s=20)], 20),
     ],
-    ids=["one place", "four", "any", "a try before", "a try after", "far", "another has fewer", "another is gone"],
 )
 def test_a_queue_says_when_it_is_worked_off(board: Known, replicas: list[dict[str, Any]], seconds: int) -> None:
     """Ten wait, a request takes 3 seconds, and at the other one a single one waits."""

@@ -125,6 +125,26 @@ def test_when_it_tries_again(status: Status, at: int | None) -> None:
     assert found["retry_at"] == at and table({"generation": 1, "targets": [found]}).targets[0].retry_at == at
 
 
+@pytest.mark.parametrize(
+    ("status", "load", "said"),
+    [
+        (Status(State.STARTING, "up", started=NOW - 10.5), 33.2, (34, 90_000_989)),
+        (Status(State.STARTING, "up", started=NOW - 10.5), None, (None, 90_000_989)),
+        (Status(State.IDLE, "up"), 33.2, (34, None)),
+        (Status(State.DRAINING, "up", started=NOW - 900), 33.2, (34, None)),
+        (Status(State.BACKOFF, "up", started=NOW - 900, retry_at=NOW + 8), 33.2, (34, None)),
+        (Status(State.READY, "up", started=NOW - 900), 33.2, (None, None)),
+        (Status(State.UNREADY, "up", started=NOW - 900), 33.2, (None, None)),
+        (Status(State.STOPPED, "down"), 33.2, (None, None)),
+    ],
+)
+def test_how_long_a_start_takes(status: Status, load: float | None, said: tuple[int | None, int | None]) -> None:
+    """By the last one; who is READY, or was and comes back without a start, loads nothing."""
+    (found,) = targets_of(cast(Runner, Stands(chat())), status, HORIZON, zero=90_000_000.0, load=load)
+    target = table({"generation": 1, "targets": [found]}).targets[0]
+    assert (found["load_s"], found["loading_since"]) == (target.load, target.loading_since) == said
+
+
 def test_when_its_card_is_back() -> None:
     def at(status: Status, until: float | None) -> int | None:
         (found,) = targets_of(cast(Runner, Stands(chat())), status, HORIZON, "GPU 0 is lent to ann", until)
