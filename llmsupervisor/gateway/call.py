@@ -85,6 +85,8 @@ class Call:
     """Of a native request: the context that it asks the engine for."""
     cuts: bool = False
     """It wants its prompt cut where that is too long."""
+    other_case: str | None = None
+    """A key that is not in small letters: some engines take it for the one that is."""
 
 
 def read(api: str, said: Json, body: bytes) -> Call | Refusal:
@@ -121,6 +123,7 @@ def read(api: str, said: Json, body: bytes) -> Call | Refusal:
         session_id=_session(said),
         own_context=_option(said, "num_ctx") if api.startswith("api.") else None,
         cuts=said.get("truncate") is True,
+        other_case=next((key for key in said if key != key.casefold()), None),
     )
 
 

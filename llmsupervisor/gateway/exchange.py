@@ -207,6 +207,8 @@ class Exchange:
         speaking = [target for target in named if self.path in target.traits.routes]
         if not speaking:
             raise Refused(route.unspoken(asked.model, self.path, named))
+        if asked.other_case is not None and any(target.traits.native for target in speaking):
+            raise Refused(route.other_case(asked.other_case))
         self.target = speaking[0]
         return speaking
 

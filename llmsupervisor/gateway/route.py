@@ -84,6 +84,12 @@ def unspoken(name: str, path: str, targets: Sequence[Target]) -> Refusal:
     return Refusal(404, f"{name!r} has no route {path}; it has: {speaks}", "unknown_route")
 
 
+def other_case(key: str) -> Refusal:
+    """Go reads keys in any letters: of `model` and `Model` Ollama would take the last, whatever was looked at here."""
+    text = f"the key {key[:200]!r} of the body must be written in small letters: {key[:200].casefold()!r}"
+    return Refusal(400, text, "bad_request")
+
+
 def gone(name: str, targets: Sequence[Target], now: float) -> Refusal:
     """`now`: Unix seconds."""
     reasons = "; ".join(f"{target.service}: {target.reason or target.state}" for target in targets)

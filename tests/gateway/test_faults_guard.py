@@ -118,6 +118,18 @@ def test_S3_a_key_opens_and_nothing_else_does(gateway: Standalone) -> None:
     assert not any(secret.encode() in sent for sent in gateway.engine.requests for secret in (ALICE, BOB))
 
 
+@pytest.mark.parametrize("key_", ["Model", "MODEL", "Keep_Alive", "\u212aeep_alive", "option\u017f"])
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
+def test_S3_a_key_in_other_letters_is_no_way_around(gateway: Standalone, key_: str, path: str) -> None:
+    """Go reads them, and two more letters that fold to k and s; an engine of exact keys may have its own."""
+    gateway.apply(traits={"routes": {"/api/chat": "api.chat", "/v1/chat/completions": "chat.completions"}})
+    answer = gateway.ask({"model": "chat", key_: "other"}, path)
+    assert answer.status == 400 and key_.casefold() in str(answer.json) and gateway.engine.requests == []
+    assert gateway.ask({"model": "chat", "options": {"Any": 1}}, path).status == 200
+    gateway.apply()
+    assert gateway.ask({"model": "chat", key_: "other"}).status == 200
+
+
 def test_S3_who_asks_before_the_first_view_is_asked_for_a_key_too(short_folder: Path) -> None:
     """Until then nobody knows that keys are needed."""
     gateway = Standalone(short_folder, Engine())
