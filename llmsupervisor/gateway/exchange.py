@@ -86,6 +86,8 @@ class Exchange:
         self.error = ""
         self.prompt_tokens: int | None = None
         """Counted by the engine's tokenizer, where it was asked."""
+        self.uncounted = ""
+        """The endpoint that was asked, or could not be, and did not tell them."""
         self._timer: asyncio.TimerHandle | None = None
         self._started = False
         """Our head of an event stream is sent: errors are events."""
@@ -220,9 +222,10 @@ class Exchange:
         if self.prompt_tokens is None:
             self.prompt_tokens = fit.exact(asked)
         tokens = self.prompt_tokens
-        if tokens is None:
+        if tokens is None and self.uncounted != first.endpoint:
             self.prompt_tokens, most = await counting.count(self._hub.fetch, self._body, first, asked)
             tokens = self.prompt_tokens if self.prompt_tokens is not None else most
+            self.uncounted = first.endpoint if tokens is None else ""
         if tokens is None or fit.fits(asked, tokens, length) or fit.may_be_cut(first, asked):
             return targets
         larger = self._board.table.service(first.overflow) if first.overflow else None

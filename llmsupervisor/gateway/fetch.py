@@ -17,7 +17,7 @@ LARGEST = 8 * 1024**2
 
 
 class FetchError(Exception):
-    """`status`: of its answer; None: there was none that can be read."""
+    """`status`: of its answer; None: there was none in time."""
 
     def __init__(self, text: str, status: int | None = None) -> None:
         super().__init__(text)
@@ -62,7 +62,7 @@ class Fetch:
                     while not answer.complete and (data := await reader.read(65536)):
                         parser.feed_data(data)
                         if len(answer.body) > LARGEST:
-                            raise FetchError(f"{path}: more than {LARGEST} bytes")
+                            raise FetchError(f"{path}: more than {LARGEST} bytes", parser.get_status_code())
                 finally:
                     writer.transport.abort()
             if (status := parser.get_status_code()) != 200:

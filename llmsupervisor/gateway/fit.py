@@ -28,6 +28,7 @@ CUT, CUT_SHARE = 32, 0.95
 """Tokens, and the share, by which a template of the engine's own may differ from the one that was counted with."""
 BYTES_PER_TOKEN = 3
 """Of usual text and code; English has four."""
+MOST_BYTES_PER_TOKEN = 8
 
 
 def needs(call: Call) -> int | None:
@@ -136,6 +137,14 @@ def untemplated(count: Count, conversation: bytes) -> tuple[bytes, int]:
 def was_cut(counted: int | None, engine: int | None) -> bool:
     """The engine worked on clearly fewer tokens than the prompt has: it threw the others away."""
     return counted is not None and engine is not None and engine < min(counted - CUT, CUT_SHARE * counted)
+
+
+def surely_cut(call: Call, engine: int | None) -> bool:
+    """The same of a prompt that nobody counted: usual text has four bytes for a token, and code with its indents hardly
+    ever eight."""
+    if engine is None or call.prompt_bytes is None:
+        return False
+    return was_cut(call.token_ids + call.prompt_bytes // MOST_BYTES_PER_TOKEN, engine)
 
 
 def read_answer(count: Count, data: Json) -> int | None:

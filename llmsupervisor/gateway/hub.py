@@ -8,17 +8,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from llmsupervisor.gateway import fit
 from llmsupervisor.gateway.board import Board
 from llmsupervisor.gateway.bodies import Parser
+from llmsupervisor.gateway.call import Call
 from llmsupervisor.gateway.fetch import Fetch
-from llmsupervisor.gateway.fit import was_cut
 from llmsupervisor.gateway.guard import Guard
 from llmsupervisor.gateway.history import History
 from llmsupervisor.gateway.metrics import Metrics
 from llmsupervisor.gateway.reaper import Reaper
 from llmsupervisor.gateway.record import build
 from llmsupervisor.gateway.view import Table
-from llmsupervisor.link.messages import EndpointStats, Live, Stats
+from llmsupervisor.link.messages import EndpointStats, Live, RequestRecord, Stats
 
 if TYPE_CHECKING:
     from llmsupervisor.gateway.exchange import Exchange
@@ -126,8 +127,10 @@ class Hub:
             session_id=_storable(asked.session_id) if asked is not None and asked.session_id is not None else None,
             hash_ids=exchange.hash_ids,
         )
-        if was_cut(exchange.prompt_tokens, record["prompt_tokens"]):
+        if fit.was_cut(exchange.prompt_tokens, record["prompt_tokens"]):
             record["truncated"] = True
+        if exchange.uncounted and asked is not None:
+            _estimated(record, asked)
         if record["prompt_tokens"] is None and exchange.prompt_tokens is not None:
             record["prompt_tokens"] = exchange.prompt_tokens
             record["sources"]["prompt_tokens"] = "tokenizer"
@@ -175,6 +178,18 @@ class Hub:
             for endpoint, names in sorted(board.endpoints().items())
         }
         return {"type": "stats", "endpoints": endpoints, "live": live}
+
+
+def _estimated(record: RequestRecord, asked: Call) -> None:
+    """It may have been too long, and no tokenizer told."""
+    if fit.surely_cut(asked, record["prompt_tokens"]):
+        record["truncated"] = True
+    if guess := fit.estimate(asked, 0):
+        record["sources"]["prompt_tokens_estimate"] = str(guess)
+        if record["prompt_tokens"] is None:
+            record["prompt_tokens"], record["sources"]["prompt_tokens"] = guess, "estimate"
+    else:
+        record["sources"]["prompt_tokens_estimate"] = "unknown"
 
 
 def _storable(text: str) -> str:

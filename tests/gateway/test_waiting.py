@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import socket
 import threading
@@ -188,3 +189,27 @@ def test_a_prompt_that_does_not_fit(gateway: Standalone) -> None:
     gateway.apply(**limits, overflow="big", more=[{**more, "context_length": 8000, "model": "big"}])
     assert gateway.ask(long).json == {"model": "chat"} and big.said()[0]["model"] == "big"
     big.close()
+
+
+@pytest.mark.parametrize(
+    ("usage", "truncated", "told"),
+    [(250, True, "engine"), (900, False, "engine"), (None, False, "estimate")],
+    ids=["cut", "whole", "nothing said"],
+)
+def test_a_prompt_that_nobody_counts(gateway: Standalone, usage: int | None, truncated: bool, told: str) -> None:
+    """It is neither refused nor cut in silence: sent, and the record says that it is a guess. The tokenizer is asked once."""
+    said = {"choices": [], "usage": {"prompt_tokens": usage, "completion_tokens": 1}} if usage else {"choices": []}
+
+    def act(sock: socket.socket, request: bytes) -> None:
+        counts = request.startswith(b"POST /count")
+        sock.sendall(whole(b"{}", b"HTTP/1.1 500 no") if counts else whole(json.dumps(said).encode()))
+
+    gateway.engine.act = act
+    count = {"chat.completions": {"path": "/count", "body": None, "answer": "input_tokens"}}
+    gateway.apply(context_length=1000, traits={"count": count})
+    assert gateway.ask({"model": "chat", "messages": [{"role": "user", "content": "word " * 900}]}).status == 200
+    assert [r.split()[1] for r in gateway.engine.requests] == [b"/count", b"/v1/chat/completions"]
+    (record,) = gateway.records(1)
+    guess = 4500 // 3 + 16 + 4
+    assert record["truncated"] is truncated and record["sources"]["prompt_tokens_estimate"] == str(guess)
+    assert record["prompt_tokens"] == (usage or guess) and record["sources"].get("prompt_tokens", "engine") == told

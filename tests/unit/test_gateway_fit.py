@@ -20,6 +20,7 @@ from llmsupervisor.gateway.fit import (
     read_answer,
     refusal,
     request,
+    surely_cut,
 )
 from llmsupervisor.gateway.view import ROUTES, Count
 from llmsupervisor.runtime.load import parse
@@ -70,6 +71,15 @@ def test_prompt_and_output_share_the_context(max_tokens: int | None, output: int
     ids = call("completions", prompt=[1] * 100, max_tokens=max_tokens)
     assert certain(ids, 100 + output) and not certain(ids, 99 + output)
     assert fits(ids, 100, 100 + output) and not fits(ids, 101, 100 + output)
+
+
+@pytest.mark.parametrize(("engine", "cut"), [(None, False), (1000, True), (2100, False), (9000, False)])
+def test_what_was_surely_cut_though_nobody_counted_it(engine: int | None, cut: bool) -> None:
+    assert surely_cut(chat("four" * 4000), engine) is cut
+
+
+def test_of_what_is_no_text_nobody_knows() -> None:
+    assert not surely_cut(call("chat.completions", messages=[{"content": [{"type": "image_url"}]}]), 1)
 
 
 def test_an_embedding_fills_the_context() -> None:

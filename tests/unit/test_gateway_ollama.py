@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from llmsupervisor.daemon.enrich import BEHIND, KEPT, WAIT, EngineLog, Join
-from llmsupervisor.gateway import fit
+from llmsupervisor.gateway import fetch, fit
 from llmsupervisor.gateway.bodies import Small
 from llmsupervisor.gateway.call import Call, change, read
 from llmsupervisor.gateway.counting import count
@@ -176,10 +176,11 @@ class Runner:
     [
         ("chat.completions", 400, 100 + fit.TEMPLATE + 2 * fit.MESSAGE),
         ("messages", 500, 100 + fit.TEMPLATE + 2 * fit.MESSAGE),
+        ("chat.completions", 200, 100 + fit.TEMPLATE + 2 * fit.MESSAGE),
         ("chat.completions", None, None),
         ("api.chat", 400, None),
     ],
-    ids=["refused", "failed", "not reached", "cannot be cut"],
+    ids=["refused", "failed", "too long", "not reached", "cannot be cut"],
 )
 def test_what_no_template_takes_is_counted_all_the_same(api: str, status: int | None, most: int | None) -> None:
     messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
@@ -193,11 +194,28 @@ def test_what_no_template_takes_is_counted_all_the_same(api: str, status: int | 
     assert runner.texts == ([] if most is None else ['a\nb\n[{"t": 1}]'])
 
 
-@pytest.mark.parametrize(("line", "status"), [(b"HTTP/1.1 500 x\r\ncontent-length: 0\r\n\r\n", 500), (b"", None)])
-def test_an_answer_that_is_an_error_has_a_status(line: bytes, status: int | None) -> None:
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"HTTP/1.1 500 x\r\ncontent-length: 0\r\n\r\n", 500),
+        (b"HTTP/1.1 200 x\r\ncontent-length: 9999999\r\n\r\n" + b" " * (fetch.LARGEST + 1), 200),
+        (b"", None),
+        (None, None),
+    ],
+    ids=["failed", "too long", "hung up", "too late"],
+)
+def test_an_answer_that_is_an_error_has_a_status(
+    line: bytes | None, status: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if line is None:
+        monkeypatch.setattr(fetch, "TIMEOUT", 0.2)
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"{}")
-        writer.write(line)
+        if line is not None:
+            writer.write(line)
+        else:
+            await reader.read()
         writer.close()
 
     async def ask() -> FetchError:
