@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from llmsupervisor import __version__
@@ -17,6 +18,10 @@ from llmsupervisor.host import spawn, tree
 from llmsupervisor.spec.model import Logs
 
 BACKLOG = 4096
+STOP = 8.0
+"""Seconds from SIGTERM to the kill, where no service gives its requests more …"""
+AFTER = 3.0
+"""… else so many after the gateway had to end them itself."""
 KEPT = ("PATH", "HOME", "LANG", "PYTHONPATH")
 """Of our environment, for the gateway."""
 
@@ -59,8 +64,13 @@ def other_version(pid: int, version: object) -> str:
         return ""
     return (
         f"the gateway (pid {pid}) is {version or 'of an unknown version'}, this daemon is {__version__}: `kill {pid}` lets "
-        "its shim start the installed one at once; requests that run there are cut"
+        "its shim start the installed one as soon as what runs there has ended, or its drain_timeout is over"
     )
+
+
+def stop_within(drain_timeouts: Sequence[float], queue_deadline: float) -> float:
+    """Seconds: the gateway gives a request the `drain_timeout` of its service, and `queue_deadline` at most."""
+    return max(STOP, min(max(drain_timeouts, default=0.0), queue_deadline) + AFTER)
 
 
 def cannot_listen(listen: str, error: OSError) -> str:

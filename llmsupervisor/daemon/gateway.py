@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from llmsupervisor.base.errors import LlmsupervisorError
 from llmsupervisor.base.layout import ServiceFolder
 from llmsupervisor.daemon.conditions import Conditions
-from llmsupervisor.daemon.edge import bind, cannot_listen, death, launch_of, other_version
+from llmsupervisor.daemon.edge import bind, cannot_listen, death, launch_of, other_version, stop_within
 from llmsupervisor.daemon.keys import told
 from llmsupervisor.daemon.live import LiveRequests
 from llmsupervisor.daemon.targets import belongs, endpoint_of, limits_of, targets_of
@@ -47,8 +47,6 @@ FIRST_RETRY, LAST_RETRY = 0.02, 1.0
 """Seconds between two tries to connect the link."""
 SILENT = 5.0
 """Seconds; it tells its figures each second."""
-STOP = 8.0
-"""Seconds from SIGTERM to the kill; the gateway itself gives running requests 5 s."""
 KILLED = 5.0
 UNWANTED = spec.Gateway()
 """Stands in where the spec has no gateway any more, or cannot be read."""
@@ -169,8 +167,10 @@ class Gateway:
 
     async def _stop(self) -> None:
         assert self._run is not None
+        drains = [runner.plan.service.drain_timeout for runner in self._box.runners.values()]
+        within = stop_within(drains, (self._box.edge or UNWANTED).queue_deadline)
         spawn.terminate(self._run)
-        for kill, seconds in ((False, STOP), (True, KILLED)):
+        for kill, seconds in ((False, within), (True, KILLED)):
             if kill:
                 spawn.kill_tree(self._run)
             with contextlib.suppress(TimeoutError):

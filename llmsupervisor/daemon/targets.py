@@ -80,6 +80,7 @@ def targets_of(
                 "reason": why,
                 "retry_at": None if at is None or route == "open" else math.ceil(at),
                 "load_s": load_s,
+                "drain_timeout_s": live.drain_timeout,
                 "loading_since": None if since is None else math.floor(since + zero),
                 "parallel": plan.service.parallel,
                 "kv_tokens": plan.service.kv_tokens,

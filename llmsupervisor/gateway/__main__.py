@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import uvloop
@@ -22,10 +23,11 @@ from llmsupervisor.gateway.listen import inherited, take_last
 from llmsupervisor.gateway.metrics import Metrics
 from llmsupervisor.gateway.reaper import Reaper
 from llmsupervisor.gateway.sweep import Sweep, gauges
+from llmsupervisor.gateway.view import GRACE
 from llmsupervisor.link.messages import GATEWAY_SOCKET, GATEWAY_VIEW
 
-GRACE = 5.0
-"""Seconds that running requests get after SIGTERM."""
+LOOK = 0.02
+"""Seconds between two looks at what still runs."""
 FLUSH = 0.05
 """Seconds in which those who still wait are told why they do so in vain."""
 BACKLOG = 4096
@@ -56,23 +58,32 @@ async def serve(sockets: list[socket.socket], records: Path) -> None:
     await asyncio.sleep(0)  # whom uvloop has accepted is made known now
     for client in list(clients):
         client.end()
-    until = loop.time() + GRACE
-    while loop.time() < until:
-        if not any(client.busy for client in clients):
-            break
-        await asyncio.sleep(0.02)
-    board.end()
-    await asyncio.sleep(FLUSH)
-    if rest := list(hub.exchanges):
-        for exchange in rest:
-            exchange.stop()
-        await asyncio.wait([exchange.task for exchange in rest])
+    await finish(hub, clients)
     for task in tasks:
         task.cancel()
     hub.close()
     link.close()
     hub.parser.end()
     await asyncio.to_thread(history.close)
+
+
+async def finish(hub: Hub, clients: Collection[Connection]) -> None:
+    """Requests get what their service gives them when it drains; at most what others wait for their turn: who comes to the
+    next gateway meanwhile waits for the end of this one."""
+    loop, board = asyncio.get_running_loop(), hub.board
+    since = loop.time()
+    while True:
+        if loop.time() >= since + GRACE or not any(client.busy for client in clients):
+            break
+        await asyncio.sleep(LOOK)
+    board.end()
+    await asyncio.sleep(FLUSH)
+    while rest := list(hub.exchanges):
+        for exchange in rest:
+            drain = GRACE if exchange.target is None else exchange.target.drain
+            if loop.time() >= since + min(drain, board.table.limits.queue_deadline):
+                exchange.stop()
+        await asyncio.sleep(LOOK)
 
 
 def main(argv: list[str]) -> int:

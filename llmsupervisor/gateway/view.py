@@ -18,6 +18,8 @@ ROUTES = {
     "/infill": "infill",
 }
 """Path of a POST route → api, for a target whose definition says none."""
+GRACE = 5.0
+"""Seconds that requests get when the gateway ends, where nothing else is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,8 @@ class Target:
     """Seconds that its start takes, by the last one …"""
     loading_since: float | None = None
     """… and since when it is under way, Unix seconds."""
+    drain: float = GRACE
+    """Seconds that its running requests get when the gateway ends."""
     overflow: str | None = None
     policies: Mapping[str, Policy] = field(default_factory=dict)
     listed: bool = True
@@ -241,6 +245,7 @@ def _target(said: Mapping[str, Any]) -> Target:
         retry_at=said.get("retry_at"),
         load=said.get("load_s"),
         loading_since=said.get("loading_since"),
+        drain=float(said.get("drain_timeout_s", GRACE)),
         headers=headers,
         runtime=str(said.get("runtime") or ""),
         model=str(said.get("model") or (names[0] if names else "")),

@@ -692,6 +692,8 @@ class ViewTarget(TypedDict):
     """Seconds that its last start took until it was READY, while it is not open and has to be started; None: not known."""
     loading_since: NotRequired[int | None]
     """Unix seconds since when its present start loads; None: it does not."""
+    drain_timeout_s: NotRequired[float]
+    """What its running requests get where the gateway has to end."""
     parallel: int | None
     """None: the engine decides."""
     kv_tokens: int | None
