@@ -81,7 +81,8 @@ def build(
     total = _ms(marks.came, done)
     queue, load = _waited(marks, done)
     sources: dict[str, str] = {}
-    spans = _spans(marks, done, api, stream, reader, sources)
+    single = api in SINGLE and status < 400
+    spans = _spans(marks, done, single, stream, reader, sources)
     completion = reader.completion_tokens if reader is not None else None
     if reader is not None:
         if completion is not None:
@@ -138,8 +139,10 @@ def _waited(marks: Marks, done: float) -> tuple[float, float]:
     return wait - load, load
 
 
-def _spans(marks: Marks, done: float, api: str, stream: bool, reader: Reader | None, sources: dict[str, str]) -> _Spans:
-    """Our stamps cannot tell an engine's queue from its prefill, nor the parts of an answer that comes at once."""
+def _spans(
+    marks: Marks, done: float, single: bool, stream: bool, reader: Reader | None, sources: dict[str, str]
+) -> _Spans:
+    """`single`: an answer that comes out of the prompt alone. Our stamps cannot tell an engine's queue from its prefill, nor the parts of an answer that comes at once."""
     spans = _Spans()
     if reader is None or marks.sent is None:
         return spans
@@ -152,7 +155,7 @@ def _spans(marks: Marks, done: float, api: str, stream: bool, reader: Reader | N
     elif marks.head is not None and prefill is not None and decode is not None:
         before = _ms(marks.sent, done if stream else marks.head) - decode
         spans.decode = _agreed("decode_ms", decode, None, sources)
-    elif marks.head is not None and api in SINGLE:
+    elif marks.head is not None and single:
         before = _ms(marks.sent, marks.head)
     else:
         before = None

@@ -141,6 +141,22 @@ def test_never_more_in_flight_than_parallel(gateway: Standalone) -> None:
     other.close()
 
 
+def test_never_more_tokens_in_flight_than_kv_tokens(gateway: Standalone) -> None:
+    """Prompt and `max_tokens`; one that needs more than all is taken where it is alone."""
+    gateway.engine.act = slowly
+    gateway.apply(parallel=4, kv_tokens=1000)
+
+    def most(max_tokens: int) -> int:
+        gateway.engine.most = 0
+        with ThreadPoolExecutor(12) as pool:
+            bodies = [{"model": "chat", "messages": [], "max_tokens": max_tokens}] * 24
+            assert {answer.status for answer in pool.map(gateway.ask, bodies)} == {200}
+        return gateway.engine.most
+
+    assert most(400) <= 2
+    assert most(600) == most(5000) == 1
+
+
 def test_parallel_that_shrinks_and_grows_while_requests_run(gateway: Standalone) -> None:
     gate = threading.Semaphore(0)
 

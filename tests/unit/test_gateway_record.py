@@ -160,6 +160,15 @@ def test_embeddings_have_no_decode() -> None:
     assert (got["finish_reason"], got["decode_tokens_per_s"]) == (None, None)
 
 
+def test_a_refusal_of_an_engine_is_no_prefill() -> None:
+    """Of embeddings all that it takes is: but there are none."""
+    reader = Reader("embeddings", False, {})
+    reader.feed(b'{"error":{"code":501,"message":"This server does not support embeddings"}}', 104.0)
+    reader.end(104.0)
+    got = record(reader, api="embeddings", stream=False, status=501)
+    assert spans(got)[2:] == (None, None, None, None) and got["sources"] == {}
+
+
 def test_an_empty_answer_of_a_stream() -> None:
     got = record(stream([], llama(1990.0, 0.001, 1), LLAMA), marks(head=103.001, done=105.0))
     assert got["engine_queue_ms"] == pytest.approx(10.0, abs=0.01)
