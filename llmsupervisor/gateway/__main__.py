@@ -79,6 +79,7 @@ async def finish(hub: Hub, clients: Collection[Connection]) -> None:
     board.end()
     await asyncio.sleep(FLUSH)
     while rest := list(hub.exchanges):
+        board.end()
         for exchange in rest:
             drain = GRACE if exchange.target is None else exchange.target.drain
             if loop.time() >= since + min(drain, board.table.limits.queue_deadline):

@@ -10,10 +10,11 @@ import os
 import signal
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from gateway.box import Box
-from gateway.standalone import Answer, Standalone, drain, post
+from gateway.standalone import Answer, Standalone, drain, post, whole
 from support import process
 from support.http import request
 from support.wait import wait_until
@@ -180,6 +181,28 @@ def test_who_is_connected_when_the_gateway_ends_is_answered(gateway: Standalone)
         with sock:
             sock.settimeout(LONGEST)
             assert Answer(drain(sock)).status == 200
+    assert gateway.process.wait(LONGEST) == 0
+
+
+def test_what_runs_has_the_time_of_its_service_and_nobody_waits_any_more(gateway: Standalone) -> None:
+    """Not even who comes to wait when those before have been told."""
+    hang = threading.Event()
+    gateway.engine.act = lambda sock, request: whole(b"{}") if hang.wait(LONGEST) else None
+    gateway.apply(parallel=1, drain_timeout_s=LONGEST)
+    body = post({"model": "chat"})
+    with ThreadPoolExecutor() as pool, gateway.client() as half:
+        running = pool.submit(gateway.say, body)
+        wait_until(lambda: gateway.running() == 1, 10, "one runs")
+        waiting = pool.submit(gateway.ask)
+        wait_until(lambda: gateway.queued() == 1, 10, "one waits")
+        half.sendall(body[:-5])
+        gateway.process.terminate()
+        assert waiting.result(LONGEST).status == 503
+        half.sendall(body[-5:])
+        assert Answer(drain(half)).status == 503
+        assert not running.done()
+        hang.set()
+        assert Answer(running.result(LONGEST)).json == {}
     assert gateway.process.wait(LONGEST) == 0
 
 
