@@ -173,9 +173,7 @@ class Board:
     async def admitted(self, ticket: Ticket) -> Lease:
         """The lease of the first target of the ticket that has room for it, when it is its turn. Refused where it
         cannot come to one."""
-        if (refusal := self._hopeless(ticket)) is not None:
-            raise Refused(refusal)
-        if (lease := self._at_once(ticket)) is not None:
+        if (lease := self.at_once(ticket)) is not None:
             return lease
         if not self.queue.enter(ticket, self._size(ticket)):
             names = ", ".join(ticket.services)
@@ -213,7 +211,10 @@ class Board:
             self.queue.leave(ticket)
             self._waiting.pop(ticket, None)
 
-    def _at_once(self, ticket: Ticket) -> Lease | None:
+    def at_once(self, ticket: Ticket) -> Lease | None:
+        """None: it has to wait for its turn. Refused where it cannot come to one."""
+        if (refusal := self._hopeless(ticket)) is not None:
+            raise Refused(refusal)
         free = [
             target
             for name in ticket.services

@@ -130,6 +130,8 @@ def read(api: str, said: Json, body: bytes) -> Call | Refusal:
 def change(said: dict[str, Json], model: str, policy: Policy | None, more: Mapping[str, Json]) -> dict[str, Json]:
     """`said` as the engine gets it; the same object where nothing changes. What the policy strips is gone, what it sets
     stands, `more` comes into objects of the same name, and the model is `model`."""
+    if policy is None and not more and said["model"] == model:
+        return said
     new = {key: value for key, value in said.items() if policy is None or key not in policy.strip}
     if policy is not None:
         for outer, _, inner in (key.partition(".") for key in policy.strip if "." in key):

@@ -157,18 +157,18 @@ class Exchange:
             targets = await self._fitting(targets, one, asked)
         ticket = self._ticket(asked, targets)
         self.marks.queued = self._loop.time()
-        target = await self._turn(self._board.admitted(ticket), asked)
+        target = await self._turn(ticket, asked)
         for _ in range(TRIES):
             fitting = await self._fitting(targets, target, asked)
             if fitting is not targets:
                 targets, ticket = fitting, self._ticket(asked, fitting)
-                target = await self._turn(self._board.admitted(ticket), asked)
+                target = await self._turn(ticket, asked)
                 continue
             ending = await self._send(target, asked)
             if ending.how != "unsent":
                 return ending
             self._board.bad(target.endpoint, ending.kind)
-            target = await self._turn(self._board.again(ticket, target.endpoint), asked)
+            target = await self._turn(ticket, asked, target.endpoint)
         raise Refused(Refusal(502, f"{target.service} takes no connections", "upstream_failed"))
 
     async def _read(self) -> Call:
@@ -246,13 +246,14 @@ class Exchange:
             services=services, since=self._loop.time(), deadline=deadline,
         )  # fmt: skip
 
-    async def _turn(self, turn: Coroutine[Any, Any, Lease], asked: Call) -> Target:
-        """Gives back the lease it has, if any. A stream that waits long hears of it, so that nobody on the way takes it
-        for dead."""
+    async def _turn(self, ticket: Ticket, asked: Call, unsent: str | None = None) -> Target:
+        """Gives back the lease it has, if any. `unsent`: the endpoint that took no connection. A stream that waits long
+        hears of it, so that nobody on the way takes it for dead."""
         self._release()
-        if asked.stream and not self.native:
-            turn = self._commented(turn)
-        self._lease = await turn
+        self._lease = self._board.at_once(ticket) if unsent is None else None
+        if self._lease is None:
+            turn = self._board.admitted(ticket) if unsent is None else self._board.again(ticket, unsent)
+            self._lease = await (self._commented(turn) if asked.stream and not self.native else turn)
         self.target = self._lease.target
         self.marks.admitted = self._loop.time()
         self.marks.loading_s += self._lease.loading

@@ -179,15 +179,18 @@ class Filter:
         """None: nothing of it is the client's. What is no JSON object stays."""
         text = data.decode("latin-1")
         try:
-            root = _members(text, _skip(text, 0))
-            names = {member.name for member in root}
-            if self._progress and "prompt_progress" in names:
+            at = _skip(text, 0)
+            said = _decode(text, at)[0]
+            if not isinstance(said, dict):
+                return data
+            if self._progress and "prompt_progress" in said:
                 return None
             remove = self._remove
-            if self._usage and "choices" in names:
-                if "usage" in names and any(m.name == "choices" and m.value == [] for m in root):
+            if self._usage and "choices" in said:
+                if "usage" in said and said["choices"] == []:
                     return None
                 remove |= {"usage"}
+            root = _members(text, at)
             edits = self._edits(root, remove)
             for member in root:
                 if (
@@ -252,6 +255,9 @@ def _members(text: str, at: int) -> list[_Member]:
 
 
 def _skip(text: str, at: int) -> int:
+    """Past white space; IndexError at the end."""
+    if text[at] > " ":
+        return at
     match = _space(text, at)
     return at if match is None else match.end()
 

@@ -18,6 +18,7 @@ SINGLE = {"embeddings", "rerank"}
 """Apis whose answer comes out of the prompt alone: there is no decode."""
 CUT = {"length", "max_tokens", "max_output_tokens", "model_context_window_exceeded"}
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [first + second for first in ALPHABET for second in ALPHABET]
 
 Gone = Literal["client_gone", "queue_timeout", "rejected", "engine_exit", "timeout"]
 """Why a request has no regular end. `rejected`: refused here."""
@@ -56,7 +57,7 @@ class _Spans:
 def new_id(wall: float, random: bytes) -> str:
     """26 characters that sort by time (a ULID), of 10 random bytes."""
     number = (int(wall * 1000) & (2**48 - 1)) << 80 | int.from_bytes(random[:10].rjust(10, b"\0"), "big")
-    return "".join(ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+    return "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
 
 
 def build(

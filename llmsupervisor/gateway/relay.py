@@ -83,8 +83,10 @@ class Relay(asyncio.BufferedProtocol):
         self.passed = started
         """A byte of an answer, or of a head of our own, has gone to the client."""
         self._headers: list[tuple[bytes, bytes]] = []
+        self._own = b""
+        """Filter: our head of a stream, until it is sent …"""
         self._out: list[bytes] = []
-        """Filter: content of this read."""
+        """… and content of this read."""
         self._unread: list[bytes] = []
         """By `reader`, which waits until the client has been served."""
         self._whole = bytearray()
@@ -191,9 +193,8 @@ class Relay(asyncio.BufferedProtocol):
             self._sink.write(data)
             if self._chunked and not self._in_chunk and not self._complete:
                 self._in_chunk = not data.endswith(b"\r\n")
-        elif self._out:
-            self._write(b"".join(self._out))
-            self._out.clear()
+        elif not self._complete and (framed := self._framed()):
+            self._sink.write(framed)
         if self._complete:
             self._finish()
         else:
@@ -244,7 +245,7 @@ class Relay(asyncio.BufferedProtocol):
         good = self.status == 200
         self._filter = self._make(self._events, self._lines) if good else Filter(self._events, None, (), False, False)
         if self._events and not self._started:
-            self._sink.write(self._own_head(None))
+            self._own = self._own_head(None)
             self._started = self.passed = True
 
     def on_chunk_header(self) -> None:
@@ -289,10 +290,15 @@ class Relay(asyncio.BufferedProtocol):
         lines.append(b"Transfer-Encoding: chunked" if length is None else b"Content-Length: %d" % length)
         return b"\r\n".join([*lines, b"", b""])
 
-    def _write(self, content: bytes) -> None:
-        if content:
-            self._tail = content[-2:]
-            self._sink.write(chunk(content))
+    def _framed(self) -> bytes:
+        """What this read made: one write of it, since each costs as much as all else that is done for an event."""
+        own, content = self._own, b"".join(self._out)
+        self._own = b""
+        self._out.clear()
+        if not content:
+            return own
+        self._tail = content[-2:]
+        return own + chunk(content)
 
     def _rest(self) -> bytes:
         """What the filter still holds: the end of a stream, or all of another answer. After comments a refusal is an
@@ -314,7 +320,7 @@ class Relay(asyncio.BufferedProtocol):
             return
         if self._filter is not None:
             self._reusable = self._events or not self._started
-            self._sink.write(self._rest())
+            self._sink.write(self._framed() + self._rest())
         self._end(Ending("complete", reusable=self._reusable))
 
     def _ended_silently(self) -> bool:
@@ -331,7 +337,9 @@ class Relay(asyncio.BufferedProtocol):
             self._end(Ending("failed", kind=kind, text=text))
             return
         if self._filter is not None and self._events:
-            self._write(self._filter.end())
+            self._out.append(self._filter.end())
+            if framed := self._framed():
+                self._sink.write(framed)
         delimited = self._make is None and self._headed and not self._chunked and not self._sized
         if self._started or (self._events and self._headed and not self._sized and not self._in_chunk):
             # Ends a half event first. In a chunked answer it is a chunk; the last chunk never comes.

@@ -22,6 +22,13 @@ def slowly(sock: socket.socket, request: bytes) -> bytes:
     return whole(b"{}")
 
 
+def test_a_request_that_is_more_than_sockets_hold_comes_whole(gateway: Standalone) -> None:
+    said = {"model": "chat", "messages": [{"role": "user", "content": "x" * 8 * 1024**2}]}
+    answer = gateway.ask(said)
+    assert answer.status == 200 and answer.body == b"ok"
+    assert gateway.engine.said() == [said]
+
+
 # --- engines that die ---------------------------------------------------------------------------------------------
 
 
