@@ -32,6 +32,8 @@ SILENT = 300.0
 """Seconds without a line of a create or a pull, or a byte of an upload taken, after which it has failed."""
 APPEARS, AGAIN = 5.0, 0.05
 """Seconds after a load in which its process is looked for, and between two looks."""
+SAYS = 1.0
+"""Seconds after a load that failed in which its end may still come into the log."""
 LOG = 1024 * 1024
 
 
@@ -167,7 +169,7 @@ class Work:
             *parts(models.load(entry.model)), self._models.policy(entry.model).load_timeout
         )
         if not answer.ok:
-            raise stopped(answer)
+            raise stopped(answer, await self._complaint(entry, answer))
         for late in (*[False] * int(APPEARS / AGAIN), True):
             if self._models.watch(entry, late):
                 break
@@ -182,6 +184,15 @@ class Work:
                 raise stopped(answer, "its first request failed: ")
         await self._read_offload(entry)
         return Loaded()
+
+    async def _complaint(self, entry: Entry, answer: Answer) -> str:
+        """What the process that was to have the model said of it: Ollama may answer with an exit status alone."""
+        said = None
+        for _ in range(int(SAYS / AGAIN) if answer.status == 500 else 0):
+            await asyncio.sleep(AGAIN)
+            if (said := models.load_error(self._process.log_tail(LOG), entry.blob)) is not None:
+                break
+        return f"{said[:200]}: " if said and said not in _why(answer) else ""
 
     async def unload(self, entry: Entry) -> TargetEvent:
         gateway = self._runner.box.gateway

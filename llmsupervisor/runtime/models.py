@@ -19,6 +19,11 @@ _NUM_CTX = re.compile(r"^num_ctx\s+(\d+)$", re.MULTILINE)
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 _STARTING = 'msg="starting llama-server"'
 _ENDED = 'msg="llama-server terminated"'
+_LOAD_FAILED = 'msg="Load failed" model='
+_COMPLAINT = re.compile(
+    r"^.*(?:error while handling argument|error: |error loading model|GGML_ASSERT|CUDA error|out of memory|failed to allocate).*$",
+    re.MULTILINE,
+)
 _NO_GPU = re.compile(r'msg="inference compute" .*library=cpu')
 _LASTING = re.compile(r"not found|invalid model name|no such file|unsupported|not supported|does not support|digest")
 LATEST = "latest"
@@ -216,6 +221,16 @@ def load_of(log_text: str, port: int) -> str:
     """The part of a log in which the runner on `port` was loaded; loads come one after the other."""
     start = log_text.rfind(f"--port {port} ")
     return log_text[start:].partition(_STARTING)[0] if start >= 0 else ""
+
+
+def load_error(log_text: str, blob: str) -> str | None:
+    """Why the last load of these weights failed, in the words of the runner: the engine tells its clients no more than a code
+    of some. Empty: it did not say; None: no end of a load stands there."""
+    matches = list(re.finditer(rf"{_LOAD_FAILED}\S*{re.escape(blob)}\b", log_text)) if blob else []
+    if not matches:
+        return None
+    said = _COMPLAINT.findall(log_text[: matches[-1].start()].rpartition(_STARTING)[2])
+    return said[-1].strip() if said else ""
 
 
 def in_memory(body: Any, name: str) -> tuple[int, int] | None:

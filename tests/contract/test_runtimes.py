@@ -176,6 +176,15 @@ def test_only_starts_that_went_well_have_no_class() -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["load_fails_kv_unknown", "load_fails_kv_without_fa", "runner_killed_while_loading", "llama_server_missing"]
+)
+def test_a_load_that_fails_is_the_end_of_no_ollama(name: str) -> None:
+    """It goes on, and answers: its log may not be taken for that of a crash."""
+    log = (FIXTURES / "ollama" / f"serve_{name}.stderr.log").read_text()
+    assert [cause(DEFINITIONS["ollama"], log, phase) for phase in ("start", "run")] == ["–", "–"]
+
+
+@pytest.mark.parametrize(
     ("runtime", "phase", "log", "name"),
     [
         ("llama-server", "start", "cudaMalloc failed: out of memory\nexiting due to model loading error", "oom-load"),

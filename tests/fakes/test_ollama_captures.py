@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ollama, process
+from support import engines, ollama, process
 from support.engines import REPOSITORY
 from support.ollama import Serve
 from support.wait import wait_until
@@ -184,6 +184,28 @@ def test_whole_answers(serve: Serve, name: str, path: str, body: Any) -> None:
     assert text.endswith("\n") == captured(name).endswith("\n")
     if "created" in want or name == "tags.json":
         assert len(text.splitlines()) == 1
+
+
+def test_it_says_that_it_runs(serve: Serve) -> None:
+    assert ask(serve, "GET", "/") == (200, "text/plain; charset=utf-8", captured("root.txt"))
+
+
+def test_an_unload_that_waits_for_a_request(serve: Serve) -> None:
+    """It is told at once, and until the request is over the model is listed with an end that is past."""
+    story = {"model": "smol", "prompt": "Tell a very long story about a fox."} | predict(900)
+    connection = http.client.HTTPConnection("127.0.0.1", serve.port, timeout=120)
+    with contextlib.closing(connection):
+        connection.request("POST", "/api/generate", json.dumps(story))
+        stream = connection.getresponse()
+        stream.readline()
+        status, kind, text = ask(serve, "POST", "/api/generate", {"model": "smol", "keep_alive": 0})
+        assert (status, kind) == (200, "application/json; charset=utf-8")
+        assert differences(json.loads(captured("unload_generate.json")), json.loads(text)) == []
+        status, kind, listed = ask(serve, "GET", "/api/ps")
+        assert differences(json.loads(captured("ps_unload_pending.json")), json.loads(listed)) == []
+        ends, said = json.loads(listed)["models"][0]["expires_at"], json.loads(text)["created_at"]
+        assert ends[:19] <= said[:19], "its end is past"
+    wait_until(lambda: not serve.ps() and not serve.runners(), 60, "the unload once its client has gone")
 
 
 STREAMS: list[tuple[str, str, Any]] = [
@@ -381,6 +403,81 @@ def test_the_log_of_a_start_a_death_and_a_reload(serve: Serve, tmp_path: Path) -
         )
     finally:
         assert other.stop() == 0
+
+
+def failed(serve: Serve, **env: str) -> tuple[int, str]:
+    """Status and error of a load by a server of these settings, which goes on living."""
+    serve.start(OLLAMA_NOPRUNE="", OLLAMA_FAKE_VERSION="0.0.0", **env)
+    status, _, text = ask(serve, "POST", "/api/generate", {"model": "smol"})
+    assert ask(serve, "GET", "/api/ps")[2] == captured("ps_empty.json")
+    assert serve.child and serve.child.poll() is None and not serve.runners()
+    return status, json.loads(text)["error"]
+
+
+def ends(log: str) -> list[str]:
+    """What it says a load failed of, without where it looked for its program."""
+    errors = re.findall(r'msg="(?:Load failed|failed to create server)" .*error="((?:[^"\\]|\\.)*)"', log)
+    return [error.partition(" (checked:")[0] for error in errors]
+
+
+@pytest.mark.parametrize(
+    ("name", "env"),
+    [
+        ("kv_unknown", {"OLLAMA_KV_CACHE_TYPE": "q9_9"}),
+        ("kv_without_fa", {"OLLAMA_KV_CACHE_TYPE": "q8_0", "OLLAMA_FLASH_ATTENTION": "0"}),
+    ],
+)
+def test_the_log_of_a_load_that_fails(serve: Serve, tmp_path: Path, name: str, env: dict[str, str]) -> None:
+    other = Serve(tmp_path, process.free_ports(1)[0], models=serve.models)
+    try:
+        assert failed(other, **env)[0] == 500
+        want, got = captured(f"serve_load_fails_{name}.stderr.log"), other.log()
+        assert sorted(told(want)) == sorted(told(got)) and ends(want) == ends(got)
+    finally:
+        other.stop()
+
+
+def installed(folder: Path, *script: str) -> None:
+    """The stand-in with a llama-server that does this before it is the real one; with none where there is no script."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "ollama").symlink_to(ollama.STAND_IN)
+    (folder / "lib" / "ollama").mkdir(parents=True)
+    if script:
+        runner = folder / "lib" / "ollama" / "llama-server"
+        runner.write_text("\n".join(["#!/bin/bash", *script, f'exec "{engines.llama_server()}" "$@"', ""]))
+        runner.chmod(0o755)
+
+
+@pytest.mark.skipif(bool(ollama.REAL), reason="its llama-server is taken away")
+def test_the_log_where_llama_server_is_missing(serve: Serve, tmp_path: Path) -> None:
+    other = Serve(tmp_path, process.free_ports(1)[0], models=serve.models)
+    installed(tmp_path)
+    try:
+        status, error = failed(other)
+        want, got = captured("serve_llama_server_missing.stderr.log"), other.log()
+        assert sorted(told(want)) == sorted(told(got)) and ends(want) == ends(got)
+        assert status == 500 and error.startswith(ends(want)[0])
+    finally:
+        other.stop()
+
+
+@pytest.mark.skipif(bool(ollama.REAL), reason="its llama-server is held in the midst of a load")
+def test_the_log_of_a_runner_that_dies_while_it_loads(serve: Serve, tmp_path: Path) -> None:
+    other = Serve(tmp_path, process.free_ports(1)[0], models=serve.models)
+    installed(tmp_path, '[[ " $* " == *" --model "* ]] && kill -STOP $$')
+    answers: list[tuple[int, str]] = []
+    asking = threading.Thread(target=lambda: answers.append(failed(other)))
+    try:
+        asking.start()
+        (pid,) = wait_until(lambda: other.runners() if other.child else None, 30, "a runner") or ()
+        wait_until(lambda: "not responding" in other.log(), 30, "Ollama's first look at it")
+        os.kill(pid, signal.SIGKILL)
+        asking.join(60)
+        want, got = captured("serve_runner_killed_while_loading.stderr.log"), other.log()
+        assert sorted(told(want)) == sorted(told(got)) and ends(want) == ends(got)
+        assert answers == [(500, ends(want)[0])]
+    finally:
+        other.stop()
 
 
 def test_a_port_in_use(serve: Serve, tmp_path: Path) -> None:

@@ -108,6 +108,29 @@ def test_what_would_fail_again(status: int | None, why: str, lasting: bool) -> N
     assert models.lasting(status, why) is lasting
 
 
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("serve_load_fails_kv_unknown", 'error while handling argument "--cache-type-k": Unsupported cache type: q9_9'),
+        ("serve_runner_killed_while_loading", ""),
+        ("serve_llama_server_missing", None),
+        ("serve_start_load_requests_unload", None),
+    ],
+)
+def test_what_a_load_failed_of(log: str, said: str | None) -> None:
+    """Ollama itself answers `exit status 1` to the first one, and nothing else."""
+    assert models.load_error(text(f"{log}.stderr.log"), BLOB) == said
+    assert models.load_error(text(f"{log}.stderr.log"), "sha256-another") is models.load_error("", "") is None
+
+
+def test_a_load_that_failed_for_want_of_memory() -> None:
+    failed = f'msg="Load failed" model=/m/blobs/{BLOB} error="llama-server process has terminated: exit status 1"\n'
+    start = 'msg="starting llama-server" cmd="x"\n'
+    log = f"{start}error: of an older one\n{failed}{start}a\nx: cudaMalloc failed: out of memory\nbye\n{failed}"
+    assert models.load_error(log, BLOB) == "x: cudaMalloc failed: out of memory"
+    assert models.load_error(f"{log}{start}bye\n{failed}", BLOB) == ""
+
+
 # --- runners ------------------------------------------------------------------------------------------------------
 
 

