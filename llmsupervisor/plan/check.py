@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from llmsupervisor.base.errors import Problem
+from llmsupervisor.runtime.adapter import adapter_for
 from llmsupervisor.runtime.definition import Definition
 from llmsupervisor.runtime.load import foreign
+from llmsupervisor.runtime.models import Model
 from llmsupervisor.runtime.render import problems
 from llmsupervisor.spec.load import Loaded, load
 from llmsupervisor.spec.model import Service, Spec
@@ -34,8 +36,32 @@ def check(text: str, file: str, definitions: Mapping[str, Definition]) -> Checke
                 for problem in problems(name, service, definition)
                 if problem.key not in told and not _left_out(problem.key, name, service, loaded)
             ]
+    found += [_located(problem, name, loaded, file) for name, problem in _overwritten(loaded.partial, definitions)]
     found.sort(key=lambda problem: problem.line)
     return Checked(loaded, None if found else loaded.spec, tuple(found))
+
+
+def _overwritten(
+    services: Mapping[str, Service], definitions: Mapping[str, Definition]
+) -> Iterator[tuple[str, Problem]]:
+    """Two services with one folder of models make one tag of two files: each would take the other's model away."""
+    first: dict[tuple[str, str], tuple[str, Model]] = {}
+    for name, service in services.items():
+        folder = service.env.get("OLLAMA_MODELS") or service.env.get("HOME") or ""
+        definition = definitions.get(service.runtime)
+        for model in adapter_for(definition).models(service) if definition else ():
+            other, known = first.setdefault((folder, model.tag), (name, model))
+            if other != name and known.file != model.file:
+                wrong = (
+                    f"{model.name!r} with context_length {model.context_length} is made from {_source(model)}, and in "
+                )
+                wrong += f"services.{other} from {_source(known)}: in one folder of models both are {model.tag}"
+                allowed = 'the same file, another name, or a folder of its own: env = { OLLAMA_MODELS = "…" }'
+                yield name, Problem(f"services.{name}.models", wrong, allowed)
+
+
+def _source(model: Model) -> str:
+    return model.file or f"Ollama's {model.base}"
 
 
 def _left_out(key: str, name: str, service: Service, loaded: Loaded) -> bool:

@@ -176,6 +176,23 @@ def test_one_file_twice() -> None:
     assert wrong(ollama(models=[models[0], {**models[1], "file": "/m/b.gguf"}])) == ""
 
 
+def test_one_name_of_two_files_in_one_folder() -> None:
+    """Each service would make its model over the other's. The place of both is told."""
+
+    def two(first: dict[str, Any], second: dict[str, Any], **keys: Any) -> str:
+        models = [{"name": "a", "context_length": 4096, **more} for more in (first, second)]
+        return wrong(ollama("one", models=[models[0]]) + ollama("two", models=[models[1]], **keys))
+
+    told = two({"file": "/m/a.gguf"}, {"file": "/m/b.gguf"})
+    assert "services.two.models: 'a' with context_length 4096 is made from /m/b.gguf" in told
+    assert "services.one from /m/a.gguf" in told and "a:latest-ctx4096" in told and "spec.toml:" in told
+    assert "from Ollama's a:latest, and in services.one from /m/a.gguf" in two({"file": "/m/a.gguf"}, {})
+    same = {"file": "/m/a.gguf"}
+    for fine in ({"file": "/m/b.gguf", "context_length": 8192}, same, {"file": "/m/b.gguf", "name": "b"}):
+        assert two(same, fine) == ""
+    assert two(same, {"file": "/m/b.gguf"}, env={"OLLAMA_MODELS": "/srv/m"}) == ""
+
+
 @pytest.mark.parametrize(
     ("printed", "version"),
     [
