@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -192,7 +193,13 @@ class Runner:
         return READY if status == 200 else LOADING
 
     async def ping(self) -> str | None:
-        """What is wrong with it."""
+        """What is wrong with it. One that is gone refuses connections before its end is known here."""
+        if not self.done.is_set():
+            if await self._status(self.config.ping) in (READY, LOADING):
+                return None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await self.done.wait()
         if self.done.is_set():
             code = self.process.returncode
             if code is not None and code < 0:
@@ -205,7 +212,7 @@ class Runner:
                 )
             said = "\n".join(self.errors)
             return f"llama-server process no longer running: {'exit status -1' if code and code < 0 else self.ended()} {said}"
-        return None if await self._status(self.config.ping) in (READY, LOADING) else "server not responding"
+        return "server not responding"
 
     async def close(self) -> None:
         if not hasattr(self, "process"):
