@@ -30,7 +30,7 @@ from support import engines, process
 from support.daemon import Daemon, Json
 from support.kinds import vllm
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 FIXTURES = engines.REPOSITORY / "tests" / "fixtures" / "vllm"
 AT_ONCE = 8
 """Services that start side by side: 10 GB of memory at most."""
@@ -201,7 +201,7 @@ def test_each_is_told_by_its_own_cause(daemon: Daemon, script: Path) -> None:
             if "port" in batch:
                 taken(stack, daemon, daemon.wait_service("port", lambda s: s["pid"], 60, "a process")["pid"])
             for name, failure in batch.items():
-                status = daemon.wait_service(name, lambda s: s["state"] in ("FAILED", "BACKOFF"), 180, "its failure")
+                status = daemon.wait_service(name, lambda s: s["state"] in ("FAILED", "BACKOFF"), 600, "its failure")
                 told(status, failure)
                 assert failure.passing or len(daemon.events(service=name, kind="state", to="STARTING")) == 1
     daemon.down()

@@ -57,7 +57,7 @@ def test_P15_log_flood(faults: Box) -> None:
     quantiles = statistics.quantiles(answers, n=100)
     print(f"longest write of the child {told['slowest_write_s'] * 1000:.0f} ms, {len(answers)} answers, "
           f"p50 {quantiles[49] * 1000:.1f} ms, p99 {quantiles[98] * 1000:.1f} ms, KiB {before} -> {peak}")  # fmt: skip
-    assert told["slowest_write_s"] < 0.5, "the child was held up"
+    assert told["slowest_write_s"] < 1.0, "the child was held up"
     assert all(peak[name] - before[name] < GROWTH for name in watched)
     assert quantiles[49] < 0.5, "the daemon still answers"
 

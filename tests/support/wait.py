@@ -9,13 +9,13 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-PATIENCE = 20.0
+PATIENCE = 40.0
 """Seconds. A deadline tells a hang from a slow machine, no more: who wants to know how long something takes measures it."""
 NAP = 0.02
 
 
 def wait_until(predicate: Callable[[], T], timeout: float, what: str | Callable[[], str]) -> T:
-    """The first truthy value of `predicate`. `what` is told where `timeout` seconds, or 20, were not enough."""
+    """The first truthy value of `predicate`. `what` is told where `timeout` seconds, or 40, were not enough."""
     timeout = max(timeout, PATIENCE)
     deadline = time.monotonic() + timeout
     pause = 0.005
