@@ -361,6 +361,7 @@ class Daemon:
 
     def _changed(self, name: str, event: Event, old: Status, new: Status) -> None:
         if (old.state, old.reason) != (new.state, new.reason):
+            ended = old.state is State.STARTING and new.state is not State.STARTING
             self.emit(
                 {
                     "service": name,
@@ -369,9 +370,18 @@ class Daemon:
                     "to": new.state.value,
                     "reason": new.reason,
                     "attempt": new.attempt,
+                    **(self._phases(name, old.started) if ended else {}),
                 }
             )
         asyncio.get_running_loop().call_soon(self._after_change, name, new.state is not old.state)
+
+    def _phases(self, name: str, began: float | None) -> dict[str, Any]:
+        """Of a start that this daemon saw from its begin."""
+        runner = self.box.runners[name]
+        if began is None or runner.process is None or runner.process.adopted:
+            return {}
+        steps = runner.seen.steps(began)
+        return {"phases": [{"phase": s.phase, "seconds": round(s.seconds, 3)} for s in steps]} if steps else {}
 
     def _after_change(self, name: str, turned: bool) -> None:
         runner, status = self.box.runners.get(name), self.loop.statuses.get(name)

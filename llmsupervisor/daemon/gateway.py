@@ -366,14 +366,14 @@ class Gateway:
         since = self._generation
         while self.serves:
             if self._pid is None:
-                runner.phase = "waits for the gateway"
+                runner.seen.phase = "waits for the gateway"
             elif self._applied >= since:
                 running = sum(
                     n for of, n in self._leases.items() if of == one or (not model and of.startswith(f"{one}/"))
                 )
                 if not running:
                     return
-                runner.phase = f"{running} running through the gateway"
+                runner.seen.phase = f"{running} running through the gateway"
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK):
                     await self._moved.wait()

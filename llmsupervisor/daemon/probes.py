@@ -68,10 +68,10 @@ async def startup(runner: Runner, process: Process) -> None:
         await read_got(runner, process)
         runner.post(StartupOk(), process)
         return
-    runner.phase = "checking what it got"
+    runner.seen.phase = "checking what it got"
     await read_got(runner, process)
     if process.plan.service.probe.enabled and not process.adopted:
-        runner.phase = "first request"
+        runner.seen.phase = "first request"
         if (why := await tiny_request(process)) is not None:
             runner.post(Stalled(f"READY refused: the first request failed: {why}"), process)
             return
@@ -86,7 +86,7 @@ async def _models_settled(runner: Runner, process: Process) -> None:
     try:
         while not settled.done() and asyncio.get_running_loop().time() < until:
             await asyncio.wait((settled,), timeout=1.0)
-            runner.phase, current = runner.models.phase(), _effort(process)
+            runner.seen.phase, current = runner.models.phase(), _effort(process)
             if start_progress(seen, current):
                 runner.post(Progress(), process)
             seen = current
@@ -100,14 +100,15 @@ async def _answers(runner: Runner, process: Process) -> None:
     step: str | None = None
     while True:
         answer = await process.engine.get_text(path, ASK)
+        runner.seen.probed(path, answer, answer.status == 200)
         if answer.status == 200:
             return
         now = asyncio.get_running_loop().time()
         if step is None:
-            runner.phase = f"answers {answer.status}" if answer.status else "not listening yet"
+            runner.seen.phase = f"answers {answer.status}" if answer.status else "not listening yet"
         if now - told >= 1.0:
             step = step_of(process.plan.definition, process.log_tail(STEPS))
-            runner.phase = step or runner.phase
+            runner.seen.phase = step or runner.seen.phase
             told, current = now, _effort(process)
             process.leavings.look(process.last_pids)
             if start_progress(seen, current):
@@ -193,7 +194,7 @@ async def watch(runner: Runner, process: Process) -> None:
             found, runner.suspicion = Suspect(runner.suspicion), ""
         every = BUSY_EVERY if seen.running or seen.waiting or not seen.answered else IDLE_EVERY
         every = min(every, stall / 6)
-        runner.phase = found.reason or runner.models.phase()
+        runner.seen.phase = found.reason or runner.models.phase()
         if seen.answered and runner.got is None:
             await read_got(runner, process)
         match found:
@@ -219,10 +220,10 @@ async def _next_look(runner: Runner, seconds: float) -> None:
 
 async def _observe(runner: Runner, process: Process, ask: float) -> Observation:
     found = await runner.scraper.look(process, ask)
-    answered = found is not None or process.plan.definition.metrics is None
-    if answered:
-        path = process.plan.service.ready or process.plan.definition.ready.path
-        answered = (await process.engine.get_text(path, ask)).status == 200
+    ready = process.plan.service.ready or process.plan.definition.ready.path
+    path, answer = runner.scraper.failed or (ready, await process.engine.get_text(ready, ask))
+    answered = runner.scraper.failed is None and answer.status == 200
+    runner.seen.probed(path, answer, answered)
     if (of_models := runner.models.figures()) is not None:
         runner.scraper.take(of_models)
     load = runner.box.traffic.of(runner.name)
@@ -280,5 +281,5 @@ async def drain(runner: Runner, process: Process) -> None:
         running = (
             "?" if found is None else f"{found.requests_running or 0} running, {found.requests_waiting or 0} waiting"
         )
-        runner.phase = f"{running}; without a gateway new requests cannot be held back"
+        runner.seen.phase = f"{running}; without a gateway new requests cannot be held back"
         await asyncio.sleep(1.0)

@@ -22,6 +22,7 @@ from llmsupervisor.daemon.memory import STEP
 from llmsupervisor.daemon.models import Models
 from llmsupervisor.daemon.process import Process
 from llmsupervisor.daemon.scrape import Scraper
+from llmsupervisor.daemon.seen import Seen
 from llmsupervisor.daemon.start import prepare
 from llmsupervisor.host import logtail, spawn, tree
 from llmsupervisor.host.failpoints import failpoint
@@ -69,7 +70,7 @@ class Runner:
         self.models = Models(self)
         self.got: dict[str, Json] | None = None
         self.drift: tuple[str, ...] = ()
-        self.phase: str | None = None
+        self.seen = Seen(box.clock)
         self.memory_held: tuple[str, ...] = ()
         """GPUs whose memory did not come back after our end."""
         self.ready_at: float | None = None
@@ -204,7 +205,7 @@ class Runner:
         if new.attempt == old.attempt and (new.state is old.state or {old.state, new.state} <= WATCHED):
             return
         self._end_task()
-        self.phase = None
+        self.seen.phase = None
         process = self.process
         match new.state:
             case State.STARTING if process is not None:
@@ -247,7 +248,7 @@ class Runner:
 
     def _take(self, process: Process) -> None:
         self.process, self.scraper = process, Scraper(self.box.clock)
-        self.suspicion = ""
+        self.suspicion, self.seen = "", Seen(self.box.clock)
         self.conditions.clear("not-as-asked", "port-not-ours", "no-figures", "internal", "out-of-memory")
         self._follow = asyncio.get_running_loop().create_task(self._until_gone(process))
 
@@ -340,7 +341,7 @@ class Runner:
             self.ready_at, wish.ready_at = status.ready_since, self.box.clock.wall()
             if not self.process.adopted and status.ready_since is not None and status.started is not None:
                 wish.load_s = status.ready_since - status.started
-        self._ready_attempt = self.process.attempt
+        self._ready_attempt, self.seen.starts = self.process.attempt, False
         wish.ready_run = str(self.process.launch["run"])
         wish.good = self.process.launch.get("wanted")
         failpoint("ready")

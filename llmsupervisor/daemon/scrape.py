@@ -8,6 +8,7 @@ from typing import Any
 
 from llmsupervisor.base.clock import Clock
 from llmsupervisor.daemon.process import Process
+from llmsupervisor.host.http import Answer
 from llmsupervisor.runtime.adapter import adapter_for
 from llmsupervisor.runtime.engine import Allocated, Figures
 from llmsupervisor.runtime.rates import Rates, Reading, kept, rates
@@ -25,6 +26,8 @@ class Scraper:
         self.rates = Rates()
         self.time: float | None = None
         """Unix seconds of the last reading."""
+        self.failed: tuple[str, Answer] | None = None
+        """Path and answer of the last look, where it brought no figures."""
         self.allocated: Allocated | None = None
         """What its log said while it loaded."""
         self._readings: Sequence[Reading] = ()
@@ -41,6 +44,7 @@ class Scraper:
         if metrics is None:
             return None
         answer = await process.engine.get_text(metrics.path, ask)
+        self.failed = None if answer.ok else (metrics.path, answer)
         if not answer.ok:
             return None
         found = adapter.figures(answer.text, None)

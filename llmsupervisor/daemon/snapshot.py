@@ -44,7 +44,7 @@ def service_json(runner: Runner, status: Status, trends: Trends, wall: float, mo
         "name": runner.name,
         "runtime": plan.definition.name,
         "state": status.state.value,
-        "phase": runner.phase,
+        "phase": runner.seen.phase,
         "reason": status.reason,
         "conditions": [{"id": c.id, "text": c.text, "since": c.since} for c in runner.conditions.all()],
         "drift": [*runner.drift, *runner.models.drift],
@@ -80,6 +80,7 @@ def service_json(runner: Runner, status: Status, trends: Trends, wall: float, mo
         "memory": _memory_json(runner, sum(held.values()) if held else None) if lives else None,
         "slo": [asdict(objective) for objective in trends.objectives.get(runner.name, ())],
         "growth": _growth_json(trend) if trend else None,
+        "probe": probe._asdict() if lives and (probe := runner.seen.probe) else None,
     }
 
 

@@ -219,6 +219,26 @@ class Growth(TypedDict):
     requests: int
 
 
+class Probe(TypedDict):
+    """The last look at whether its engine answers."""
+
+    path: str
+    """Of readiness; of figures where those did not come."""
+    status: int | None
+    """Of HTTP. None: no answer came."""
+    error: str | None
+    """Why none came."""
+    time: float
+    failures: int
+    """Looks in a row that did not find it ready."""
+
+
+class LoadStep(TypedDict):
+    phase: str
+    """As `phase` of the service, without how far it was."""
+    seconds: float
+
+
 class TargetProgress(TypedDict):
     status: str
     completed: int | None
@@ -267,6 +287,8 @@ class Service(TypedDict):
     """None: the engine has not said."""
     slo: list[Objective]
     growth: Growth | None
+    probe: Probe | None
+    """None: no process, or none that was asked yet."""
 
 
 class GpuProcess(TypedDict):
@@ -450,6 +472,7 @@ Event = TypedDict(
         "to": NotRequired[StateName],
         "reason": NotRequired[str],
         "attempt": NotRequired[int],
+        "phases": NotRequired[list[LoadStep]],
         "exit": NotRequired[Exit],
         "id": NotRequired[str],
         "text": NotRequired[str],

@@ -35,7 +35,7 @@ class ServicePage(TextPage):
         parts = [
             trend.lines(self._feeds.trend(name), name, room, self._paint.ascii),
             serviceview.processes(self._feeds.processes(name), now),
-            serviceview.starts(self._feeds.events.kept().items, name, now),
+            serviceview.starts(self._feeds.events.kept().items, name, now, room),
         ]
         return serviceview.lines(service, plan, trouble, room, now, parts)
 

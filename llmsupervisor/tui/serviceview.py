@@ -11,6 +11,7 @@ from llmsupervisor.base.units import format_size
 from llmsupervisor.cli import views
 from llmsupervisor.cli.views import UNKNOWN, Line, Span
 from llmsupervisor.tui import figures
+from llmsupervisor.tui.ages import coarse
 
 if TYPE_CHECKING:
     from llmsupervisor.link.messages import Event, Service
@@ -34,6 +35,7 @@ def lines(
 ) -> list[Line]:
     """`plan`: what runs; without it `trouble` says why it is not known. `parts`: further sections."""
     found = [line for line in views.detail(service, now) if views.text_of(line[:1]) != "asked "]
+    found += probe(service, now)
     told = figures.lines(service)
     found += [*([[]] if told else []), *told, [], *_asked(service, room)]
     for part in parts:
@@ -70,9 +72,28 @@ def processes(said: Mapping[str, Any] | None, now: float) -> list[Line]:
     return [[Span("PROCESSES", "bold")], *found] if found else []
 
 
-def starts(events: Sequence[Event], service: str, now: float) -> list[Line]:
-    """The last loads, newest first: when each began, and how long it took or why it did not come to an end."""
-    found: list[Line] = []
+def probe(service: Service, now: float) -> list[Line]:
+    """As long as it is fresh its age is not told by the second: a screen on which nothing happens is not drawn again."""
+    seen = service.get("probe")  # an older daemon tells none
+    if seen is None:
+        return [[Span("PROBE ", "bold"), Span(UNKNOWN)]]
+    answer = f"answers {seen['status']}" if seen["status"] is not None else f"no answer: {seen['error'] or UNKNOWN}"
+    old = now - seen["time"]
+    when = f"less than {FRESH:g}s ago" if old < FRESH else f"{views.age(coarse(old))} ago"
+    failed = seen["failures"]
+    line = [Span("PROBE ", "bold"), Span(printable(f"{seen['path']} {answer}"), "warn" if failed else "")]
+    return [[*line, Span(f"  {when}", "dim"), Span(f"  {failed} failed in a row", "warn" if failed else "dim")]]
+
+
+FRESH = 15.0
+"""Seconds; who is idle is looked at each 5 s."""
+
+
+def starts(events: Sequence[Event], service: str, now: float, room: int) -> list[Line]:
+    """The last loads, newest first: when each began, how long it took or why it did not come to an end, and how long each
+    of its phases was.
+    """
+    found: list[list[Line]] = []
     began: float | None = None
     for event in events:
         if event["service"] != service or event["kind"] != "state":
@@ -83,11 +104,18 @@ def starts(events: Sequence[Event], service: str, now: float) -> list[Line]:
         elif began is not None:
             took = views.age(event["time"] - began)
             words = f"ready after {took}" if to == "READY" else f"{to} after {took}  {event.get('reason') or ''}"
-            found.append(
-                [Span(printable(f"  {views.clock_time(began, now)}  {words}"), "" if to == "READY" else "warn")]
-            )
+            said = printable(f"  {views.clock_time(began, now)}  {words}")
+            phases = ", ".join(f"{each['phase']} {_took(each['seconds'])}" for each in event.get("phases", []))
+            below = [[Span(text, "dim")] for text in _hanging(printable(phases), room, 4)] if phases else []
+            found.append([[Span(said, "" if to == "READY" else "warn")], *below])
             began = None
-    return [[Span("STARTS", "bold")], *found[-_STARTS:][::-1]] if found else []
+    if not found:
+        return []
+    return [[Span("STARTS", "bold")], *(line for each in found[-_STARTS:][::-1] for line in each)]
+
+
+def _took(seconds: float) -> str:
+    return f"{seconds:.1f}s" if seconds < 10 else views.age(seconds)
 
 
 _STARTS = 5

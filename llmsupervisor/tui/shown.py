@@ -101,6 +101,9 @@ def times(status: Status, service: Service | None, received: float) -> Times:
     known = [time for time in engine if time is not None]
 
     def time(name: str) -> float | None:
+        if name == "PROBE":
+            seen = service.get("probe") if service else None
+            return seen["time"] if seen else None
         if name in _OF_THE_ENGINE:
             return min(known, default=None)
         if name in _OF_NVML or (service is None and name == "PID"):

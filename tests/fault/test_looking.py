@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from support import control
 from support.daemon import Daemon, clean_environ
+from support.faults import Box
 from support.spec import fake
 from support.wait import wait_until
 
@@ -53,6 +54,22 @@ def test_after_a_crash_and_a_wrong_edit(daemon: Daemon) -> None:
     wrong = daemon.call("spec")
     assert "parallel" in wrong["error"] and any(line.startswith("+parallel") for line in wrong["diff"])
     assert daemon.service("chat")["state"] == "READY"
+
+
+def test_how_long_each_phase_of_a_start_took_and_what_the_last_look_found(faults: Box) -> None:
+    chat = faults.up({"ready_after": 2.0, "worker": 1}).ready()
+    starting, ready = (faults.daemon.events(kind="state", to=to)[-1] for to in ("STARTING", "READY"))
+    took = {each["phase"]: each["seconds"] for each in ready["phases"]}
+    assert {"answers 503", "first request"} <= set(took), took
+    assert took["answers 503"] > 0.5 and "phases" not in starting
+    assert sum(took.values()) == pytest.approx(ready["time"] - starting["time"], abs=2.0)
+    probe = faults.daemon.wait_service("chat", lambda s: s["probe"]["failures"] == 0, 30, "a look")["probe"]
+    assert (probe["path"], probe["status"], probe["error"]) == ("/health", 200, None)
+    faults.inject(chat, kill_worker=1)
+    dead = faults.daemon.wait_service("chat", lambda s: s["probe"]["failures"] >= 2, 30, "failed looks")["probe"]
+    assert dead["status"] == 503 and dead["time"] > probe["time"]
+    faults.daemon.call("stop", service="chat", by="test", timeout=60)
+    assert faults.daemon.service("chat")["probe"] is None
 
 
 # --- figures as text ----------------------------------------------------------------------------------------------

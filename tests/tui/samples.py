@@ -58,6 +58,7 @@ def service(name: str, state: str = "READY", **changes: Any) -> Json:
         "memory": None,
         "slo": [],
         "growth": None,
+        "probe": {"path": "/health", "status": 200, "error": None, "time": time.time() - 3, "failures": 0},
         **changes,
     }
 

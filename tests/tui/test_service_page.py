@@ -136,12 +136,37 @@ def test_processes_are_a_tree_and_starts_say_how_long_they_took() -> None:
         became("STARTING", NOW - 4),
         became("BACKOFF", NOW - 2, reason="exit 1"),
     ]
-    lines = [text_of(line) for line in serviceview.starts(events, "chat", NOW)]
+    lines = [text_of(line) for line in serviceview.starts(events, "chat", NOW, 60)]
     assert (
         lines[0] == "STARTS"
         and lines[1].endswith("BACKOFF after 2s  exit 1")
         and lines[2].endswith("ready after 1m34s")
     )
+
+
+def test_a_start_tells_how_long_each_of_its_phases_was() -> None:
+    phases = [{"phase": "loads weights", "seconds": 81.4}, {"phase": "captures CUDA graphs", "seconds": 9.04}]
+    events: list[Any] = [
+        event("chat", "state", NOW - 100, **{"from": "PENDING", "to": "STARTING"}),
+        event("chat", "state", NOW - 6, **{"from": "STARTING", "to": "READY", "phases": phases}),
+    ]
+    lines = [text_of(line) for line in serviceview.starts(events, "chat", NOW, 76)]
+    assert lines[1].endswith("ready after 1m34s") and lines[2] == "    loads weights 1m21s, captures CUDA graphs 9.0s"
+    narrow = [text_of(line) for line in serviceview.starts(events, "chat", NOW, 36)]
+    assert all(len(line) <= 36 for line in narrow) and len(narrow) == 4
+
+
+def test_the_last_look_is_told_with_its_answer_age_and_failures_in_a_row() -> None:
+    def told(**changes: Any) -> str:
+        seen = {"path": "/health", "status": 200, "error": None, "time": NOW - 3, "failures": 0, **changes}
+        return "".join(text_of(line) for line in serviceview.probe(service("chat", probe=seen), NOW))  # type: ignore[arg-type]
+
+    assert told() == told(time=NOW - 8) == "PROBE /health answers 200  less than 15s ago  0 failed in a row"
+    assert told(status=503, failures=4) == "PROBE /health answers 503  less than 15s ago  4 failed in a row"
+    silent = told(status=None, error="ReadTimeout", time=NOW - 62, failures=2)
+    assert silent == "PROBE /health no answer: ReadTimeout  1m00s ago  2 failed in a row"
+    of_none: Any = service("chat", probe=None)
+    assert text_of(serviceview.probe(of_none, NOW)[0]) == "PROBE –"
 
 
 def test_ages_of_minutes_stay_as_they_are_between_minutes() -> None:

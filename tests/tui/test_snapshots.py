@@ -54,7 +54,14 @@ def still(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def stand_in(short_folder: Path, still: None) -> Iterator[StandIn]:
     condition = {"id": "not-as-asked", "text": "asked kv_cache_type q8_0, the engine has f16", "since": NOW - 90}
-    chat = service("chat", since=NOW - 7300, conditions=[condition], drift=["the engine's version was b6 at the start"])
+    probe = {"path": "/health", "status": 200, "error": None, "time": NOW - 3, "failures": 0}
+    chat = service(
+        "chat",
+        since=NOW - 7300,
+        conditions=[condition],
+        drift=["the engine's version was b6 at the start"],
+        probe=probe,
+    )
     embed = service(
         "embed", "BACKOFF", since=NOW - 5, pid=None, endpoint=None, reason="exit 137", targets=[], retry_at=NOW + 20
     )
