@@ -120,7 +120,8 @@ class LogsPage(Page):
         if log.pattern is not None:
             hits = log.hits()
             at = hits.index(log.hit) + 1 if log.hit in hits else 0
-            line.append(Span(printable(f"  /{log.pattern.pattern} {at} of {len(hits)}"), "warn" if not hits else ""))
+            found = "takes too long: not searched here" if log.too_long else f"{at} of {len(hits)}"
+            line.append(Span(printable(f"  /{log.pattern.pattern} {found}"), "warn" if not hits else ""))
             line.append(Span(printable(f", {self._find.told.words}" if self._find else ""), "dim"))
         if self._trouble:
             line.append(Span(printable(f"  {self._trouble}"), "warn"))

@@ -1,4 +1,4 @@
-"""Lines of a log with a place in them, a search and a filter. Pure."""
+"""Lines of a log with a place in them, a search and a filter. Pure, but for the limit of a search."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import NamedTuple
 
 from llmsupervisor.base.text import cut, printable, width
 from llmsupervisor.cli.views import Line, Span
+from llmsupervisor.tui.patience import TooLong, at_most
 
 KEPT = 5000
 CELLS = 4096
 """Of a line; what is longer is cut."""
+SEARCH, DRAW = 1.0, 0.2
+"""Seconds that an expression may take over all new lines, and over those that are drawn: some take for ever."""
 WRAPPED = 40
 """Rows that one line is broken into, at most."""
 BAD = re.compile(
@@ -40,6 +43,8 @@ class LogText:
         self.wrap = self.only_bad = False
         self.left = 0
         self.pattern: re.Pattern[str] | None = None
+        self.too_long = False
+        """The expression was given up: nothing is a hit."""
         self.hit: int | None = None
         """Number of the line that the search stands on."""
         self._hits: list[int] = []
@@ -127,6 +132,7 @@ class LogText:
 
     def search(self, words: str) -> None:
         """As a regular expression, or as it stands where it is none; without regard to case."""
+        self.too_long = False
         if not words:
             self.pattern = self.hit = None
             return
@@ -137,13 +143,19 @@ class LogText:
 
     def hits(self) -> list[int]:
         """Each line is looked at once."""
-        pattern = self.pattern
+        pattern = None if self.too_long else self.pattern
         if self._hits_of != (pattern, self.only_bad):
             self._hits_of, self._hits, self._looked = (pattern, self.only_bad), [], 0
         new = self._shown[bisect_left(self._shown, self._looked) :] if pattern else []
         self._hits = self._hits[bisect_left(self._hits, self._gone) :]
-        self._hits += [n for n in new if pattern and pattern.search(self.entry(n).text)]
         self._looked = self.end
+        try:
+            if new:
+                with at_most(SEARCH):
+                    self._hits += [n for n in new if pattern and pattern.search(self.entry(n).text)]
+        except TooLong:
+            self.too_long, self.hit = True, None
+            return []
         return self._hits
 
     def step(self, by: int, height: int, room: int) -> None:
@@ -170,6 +182,16 @@ class LogText:
     # --- what is seen -------------------------------------------------------------------------------------------
 
     def window(self, height: int, room: int) -> list[Line]:
+        if self.pattern is None or self.too_long:
+            return self._window(height, room)
+        try:
+            with at_most(DRAW):
+                return self._window(height, room)
+        except TooLong:
+            self.too_long, self.hit = True, None
+            return self._window(height, room)
+
+    def _window(self, height: int, room: int) -> list[Line]:
         lines: list[Line] = []
         for number in self._shown[self._place(height, room) :]:
             if len(lines) >= height:
@@ -187,7 +209,7 @@ class LogText:
         return [self._highlighted(piece, role, number == self.hit) for piece in pieces]
 
     def _highlighted(self, text: str, role: str, here: bool) -> Line:
-        if self.pattern is None:
+        if self.pattern is None or self.too_long:
             return [Span(text, role)]
         line: Line = []
         at = 0

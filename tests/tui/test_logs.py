@@ -57,6 +57,44 @@ def test_a_search_goes_round_and_begins_at_the_last_hit() -> None:
     assert log.hits() == [], "what is no expression is searched as it stands"
 
 
+ENDLESS = "row " + "a" * 60 + "!"
+
+
+def test_an_expression_that_takes_for_ever_is_given_up() -> None:
+    log = LogText()
+    log.add(Entry(text) for text in ["aaa", ENDLESS, "aaa"])
+    log.search("(a+)+$")
+    spent = time.process_time()
+    assert log.hits() == [] and log.too_long
+    assert log.hits() == [] and text_of(log.window(3, 80)[1]) == ENDLESS
+    assert time.process_time() - spent < 10, "once, not at each look"
+    log.search("a!")
+    assert log.hits() == [1] and not log.too_long
+
+
+def test_one_that_only_drawing_finds_endless_is_given_up_too() -> None:
+    log = LogText()
+    log.add([Entry(ENDLESS)])
+    log.search("(a+)+$")
+    assert text_of(log.window(3, 80)[0]) == ENDLESS and log.too_long
+
+
+def test_the_screen_goes_on_and_says_so(stand_in: StandIn) -> None:
+    stand_in.log("chat", ENDLESS, "the last")
+
+    async def play(pilot: Pilot[None]) -> None:
+        await pilot.press("4")
+        await until(pilot, lambda s: "the last" in s, "the log")
+        await pilot.press("slash", *"(a+)+$", "enter")
+        await until(pilot, lambda s: "/(a+)+$ takes too long: not searched here" in s, "what became of it")
+        stand_in.log("chat", ENDLESS, "and more")
+        await until(pilot, lambda s: "and more" in s, "what comes is shown")
+        await pilot.press("n", "N", "escape")
+        await until(pilot, lambda s: "takes too long" not in s and "and more" in s, "without the search")
+
+    drive(stand_in, (80, 24), play)
+
+
 def test_a_line_is_searched_once() -> None:
     class Counting:
         seen: list[str]
