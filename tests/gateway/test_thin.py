@@ -321,7 +321,7 @@ def test_descriptors_are_stable(box: Box) -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_real_engine(box: Box, llama_server: Path, model: Path) -> None:
     box.write({"chat": served(llama_server, model, aliases=["smollm2"])})
     box.daemon.up()
