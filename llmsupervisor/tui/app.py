@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import select
 import signal
 import sys
+import threading
 from importlib import import_module
 
 from rich.color import ColorSystem
@@ -55,9 +59,22 @@ class SupervisorApp(App[None]):
 
     def on_mount(self) -> None:
         if not self.is_headless:
+            loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGHUP):
-                asyncio.get_running_loop().add_signal_handler(number, self.exit)
+                loop.add_signal_handler(number, self.exit)
+            threading.Thread(target=self._hung_up, args=(loop,), name="terminal", daemon=True).start()
         self.app_resume_signal.subscribe(self, lambda _: self.action_redraw())
+
+    def _hung_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A terminal that goes without a SIGHUP (`docker exec -t`, a wrapper with a session of its own) reads as an endless
+        end of file, of which Textual's input thread makes a loop that takes a core."""
+        if not os.isatty(0):
+            return
+        terminal = select.poll()
+        terminal.register(0, 0)
+        terminal.poll()
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(self.exit)
 
     def on_unmount(self) -> None:
         self.feeds.close()

@@ -149,6 +149,15 @@ def test_a_terminated_one_leaves_the_terminal_as_it_was(stand_in: StandIn, numbe
         left(terminal, before)
 
 
+def test_one_whose_terminal_goes_without_a_signal_ends(stand_in: StandIn) -> None:
+    """It would read an endless end of file, with a whole core."""
+    with tui(stand_in) as terminal:
+        terminal.wait("model-3")
+        os.close(terminal.leader)
+        terminal.leader = os.open(os.devnull, os.O_RDONLY)
+        assert terminal.child.wait(30) is not None
+
+
 def test_so_does_one_that_an_exception_ends(stand_in: StandIn) -> None:
     """The words of the exception come after the screen was left."""
     program = (
