@@ -35,12 +35,19 @@ class Reconciler:
         }
 
     def preview(self, planned: Planned) -> list[Change]:
-        found = changes(self.running(), planned.plan, planned.applied.definitions, planned.facts)
-        return [change for change in found if change.action != "none"]
+        return [change for change in self._changes(planned) if change.action != "none"]
+
+    def _changes(self, planned: Planned) -> list[Change]:
+        """What needs a restart is judged by what runs; what is live was applied already where the last plan has it."""
+        runs = changes(self.running(), planned.plan, planned.applied.definitions, planned.facts)
+        last = {name: runner.plan.wanted for name, runner in self._box.runners.items() if not runner.retired}
+        applied = changes(last, planned.plan, planned.applied.definitions, planned.facts)
+        live = {change.service: change for change in applied if change.action in ("live", "none")}
+        return [live.get(change.service, change) if change.action in ("live", "none") else change for change in runs]
 
     def apply(self, planned: Planned) -> list[Change]:
         """What changed. Idempotent: the same plan again changes nothing."""
-        found = changes(self.running(), planned.plan, planned.applied.definitions, planned.facts)
+        found = self._changes(planned)
         self.planned = planned
         for change in found:
             plan = planned.plan.services.get(change.service)

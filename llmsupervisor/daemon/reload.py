@@ -49,6 +49,8 @@ class Reloader:
         """What observed rules look at."""
         self.turned: dict[str, float] = {}
         """Service → when its spec was changed last, Unix seconds."""
+        self._said: tuple[int, list[Change]] | None = None
+        """Generation and its changes: what waits (for a drain, for what refuses it) is a change at each look."""
         self.asking: list[str] = []
         """Executables that are being run for what their `--help` says; a reload waits for them."""
         self.hangup = asyncio.Event()
@@ -219,10 +221,12 @@ class Reloader:
         failpoint("applied")
         self._keep(applied)
         self._box.save()
-        if changes:
+        said = (desired.generation, changes)
+        if changes and said != self._said:
             event = {"why": why, "generation": desired.generation, "changes": told(changes)}
             self._box.emit({"service": None, "kind": "reload", **event})
             self.turned |= turns({**event, "time": time.time()})
+        self._said = said
         self._ring()
         return changes
 

@@ -189,3 +189,32 @@ def test_a_generation_that_does_not_become_ready_is_rolled_back(box: Two) -> Non
     done = box.restarted("--ctx-size 6144", starts=4)
     assert "rolled-back" not in conditions(done)
     assert len(box.starts("other")) == 1
+
+
+# --- how often it is told -----------------------------------------------------------------------------------------
+
+
+def test_an_edit_is_told_once_however_often_the_box_is_looked_at(box: Two) -> None:
+    """What is live was applied, also where the process was started before it; what is refused goes on to be refused."""
+    box.two_up(drain_timeout="30s")
+
+    def told() -> list[str]:
+        for _ in range(2):
+            assert box.daemon.cli("reload").returncode == 0
+        events = [event for event in box.daemon.events(kind="reload") if event["why"] != "started"]
+        return [f"{change['action']} {change['why']}" for event in events for change in event["changes"]]
+
+    expected = []
+    for settings, change in (
+        ({"drain_timeout": "77s"}, "live drain_timeout 30s → 77s"),
+        ({"drain_timeout": "77s", "start_timeout": "9m"}, "live start_timeout (not said) → 540s"),
+        ({"drain_timeout": "30s", "start_timeout": "9m"}, "live drain_timeout 77s → 30s"),
+        ({"context_length": 2048, "gpus": [5]}, "restart context_length 1024 → 2048, gpus [] → [5]"),
+    ):
+        box.write(**settings)
+        expected.append(change)
+        found = told()
+        assert len(found) == len(expected), found
+        assert all(text.startswith(change) for text, change in zip(found, expected, strict=True)), found
+    assert "refused" in conditions(box.daemon.service("chat"))
+    box.unchanged()
