@@ -10,7 +10,7 @@ from llmsupervisor.base.units import format_size
 from llmsupervisor.cli.views import UNKNOWN, Line, Span, clock_time, percent
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Gpu, GpuProcess, MemoryBandwidth
+    from llmsupervisor.link.gpus import Gpu, GpuProcess, MemoryBandwidth
 
 
 def gpu_lines(gpus: Sequence[Gpu] | None, now: float) -> list[Line]:

@@ -11,7 +11,9 @@ from llmsupervisor.cli.views import Line, Span
 
 if TYPE_CHECKING:
     from llmsupervisor.cli.terminal import Output
-    from llmsupervisor.link.messages import Event, Exit, Service, Status
+    from llmsupervisor.link.events import Event
+    from llmsupervisor.link.services import Exit, Service
+    from llmsupervisor.link.status import Status
 
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _SPINNER_ASCII = "|/-\\"

@@ -22,7 +22,7 @@ from llmsupervisor.cli.trace import Trace
 
 if TYPE_CHECKING:
     from llmsupervisor.link.client import Client
-    from llmsupervisor.link.messages import Live, RequestRecord
+    from llmsupervisor.link.requests import Live, RequestRecord
 
 LINES = 100
 FIRST = 1000

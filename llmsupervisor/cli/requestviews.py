@@ -12,7 +12,7 @@ from llmsupervisor.cli.views import UNKNOWN, Column, Line, Span, number, percent
 
 if TYPE_CHECKING:
     from llmsupervisor.link.history import RequestsSummary, Spread, TargetSummary, Times
-    from llmsupervisor.link.messages import Live, RequestRecord
+    from llmsupervisor.link.requests import Live, RequestRecord
 
 COLUMNS = (
     Column("TIME", False, 0, least=8),

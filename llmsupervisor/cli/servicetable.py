@@ -23,7 +23,8 @@ from llmsupervisor.cli.views import (
 )
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Service, Status
+    from llmsupervisor.link.services import Service
+    from llmsupervisor.link.status import Status
 
 
 COLUMNS = (

@@ -14,7 +14,7 @@ from llmsupervisor.cli.terminal import Output
 
 if TYPE_CHECKING:
     from llmsupervisor.cli.views import Line
-    from llmsupervisor.link.messages import Status
+    from llmsupervisor.link.status import Status
 
 
 def arguments(parser: ArgumentParser) -> None:

@@ -14,7 +14,8 @@ from llmsupervisor.cli.terminal import Output
 if TYPE_CHECKING:
     from llmsupervisor.cli.views import Line
     from llmsupervisor.link.client import Client
-    from llmsupervisor.link.messages import Series, Status
+    from llmsupervisor.link.series import Series
+    from llmsupervisor.link.status import Status
 
 TRAIL = 900.0
 """Seconds of the small curves."""

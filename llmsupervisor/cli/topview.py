@@ -22,7 +22,10 @@ from llmsupervisor.cli.views import (
 )
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Gpu, Host, Series, Service, Status, Target
+    from llmsupervisor.link.gpus import Gpu
+    from llmsupervisor.link.series import Series
+    from llmsupervisor.link.services import Service, Target
+    from llmsupervisor.link.status import Host, Status
 
 CURVE = 15
 """Points of a curve: a minute each."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import RequestRecord
+    from llmsupervisor.link.requests import RequestRecord
 
 BLOCK = 512
 """Tokens that a hash stands for in a Mooncake trace. Ours stand for 2048 bytes of prompt, about as much."""

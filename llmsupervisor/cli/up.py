@@ -14,7 +14,7 @@ from pathlib import Path
 from llmsupervisor.base.errors import Exit, Unreachable
 from llmsupervisor.cli.progress import Printer, Progress
 from llmsupervisor.cli.terminal import Output
-from llmsupervisor.link.messages import Status
+from llmsupervisor.link.status import Status
 
 SETTLED = frozenset({"READY", "STOPPED", "IDLE", "FAILED", "BACKOFF", "PENDING"})
 

@@ -11,7 +11,9 @@ from llmsupervisor.base.text import cut, pad, printable, width
 from llmsupervisor.base.units import format_duration, format_size
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Condition, Event, Exit, Service, Status, Target, TargetProgress
+    from llmsupervisor.link.events import Event
+    from llmsupervisor.link.services import Condition, Exit, Service, Target, TargetProgress
+    from llmsupervisor.link.status import Status
 
 UNKNOWN = "–"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from llmsupervisor.base.ids import Json
 from llmsupervisor.host.logtail import CHUNK, Follower
-from llmsupervisor.link.messages import Finished
+from llmsupervisor.link.gateway import Finished
 from llmsupervisor.runtime.models import ended_by_engine
 from llmsupervisor.runtime.runnerlog import RunnerLog, Timing
 

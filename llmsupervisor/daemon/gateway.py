@@ -25,15 +25,10 @@ from llmsupervisor.daemon.traffic import service_of
 from llmsupervisor.host import spawn, tree
 from llmsupervisor.host.pidfd import readable
 from llmsupervisor.link.frames import LIMIT, FrameError, decode, encode
-from llmsupervisor.link.messages import (
-    GATEWAY_SOCKET,
-    GATEWAY_VIEW,
-    EndpointStats,
-    Finished,
-    GatewayInfo,
-    StateName,
-    ViewTarget,
-)
+from llmsupervisor.link.gateway import GATEWAY_SOCKET, EndpointStats, Finished
+from llmsupervisor.link.services import StateName
+from llmsupervisor.link.status import GatewayInfo
+from llmsupervisor.link.view import GATEWAY_VIEW, ViewTarget
 from llmsupervisor.spec import model as spec
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llmsupervisor.base.ids import sha256
 from llmsupervisor.host.files import read_secret
-from llmsupervisor.link.messages import Key
+from llmsupervisor.link.view import Key
 from llmsupervisor.spec.model import ClientKey
 
 SHORTEST = 16

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
-from llmsupervisor.link.messages import Live
+from llmsupervisor.link.requests import Live
 
 Tell = Callable[[Mapping[str, Any]], None]
 

@@ -14,7 +14,7 @@ from llmsupervisor.daemon.enrich import EngineLog
 from llmsupervisor.daemon.made import Made
 from llmsupervisor.daemon.modelwork import AGAIN, APPEARS, ASK, Entry, Stopped, Work, parts
 from llmsupervisor.daemon.runners import RunnerProcess, find, together
-from llmsupervisor.link.messages import Finished
+from llmsupervisor.link.gateway import Finished
 from llmsupervisor.runtime import models
 from llmsupervisor.runtime.adapter import adapter_for
 from llmsupervisor.runtime.engine import Figures

@@ -26,7 +26,7 @@ from llmsupervisor.link.history import (
     Times,
     to_record,
 )
-from llmsupervisor.link.messages import RequestRecord
+from llmsupervisor.link.requests import RequestRecord
 from llmsupervisor.plan import size
 
 PAGE = 500

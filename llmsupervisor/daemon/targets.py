@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from llmsupervisor.link import messages as link
-from llmsupervisor.link.messages import Limits, NamePolicy, Traits, ViewTarget
+from llmsupervisor.link import view as link
+from llmsupervisor.link.view import Limits, NamePolicy, Traits, ViewTarget
 from llmsupervisor.plan.launch import ServicePlan
 from llmsupervisor.runtime.adapter import adapter_for
 from llmsupervisor.runtime.definition import Count, Definition

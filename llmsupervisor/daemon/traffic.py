@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from llmsupervisor.base.clock import Clock
-from llmsupervisor.link.messages import EndpointStats
+from llmsupervisor.link.gateway import EndpointStats
 
 PUMPED = 0.5
 """Seconds after an endpoint was opened in which what waits for it begins: figures of before say nothing."""

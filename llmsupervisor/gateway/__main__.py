@@ -24,7 +24,8 @@ from llmsupervisor.gateway.metrics import Metrics
 from llmsupervisor.gateway.reaper import Reaper
 from llmsupervisor.gateway.sweep import Sweep, gauges
 from llmsupervisor.gateway.view import GRACE
-from llmsupervisor.link.messages import GATEWAY_SOCKET, GATEWAY_VIEW
+from llmsupervisor.link.gateway import GATEWAY_SOCKET
+from llmsupervisor.link.view import GATEWAY_VIEW
 
 LOOK = 0.02
 """Seconds between two looks at what still runs."""

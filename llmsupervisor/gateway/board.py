@@ -18,7 +18,7 @@ from llmsupervisor.gateway import route
 from llmsupervisor.gateway.queue import Queue, Room, Ticket
 from llmsupervisor.gateway.route import Refusal
 from llmsupervisor.gateway.view import Table, Target, table
-from llmsupervisor.link.messages import Hello
+from llmsupervisor.link.gateway import Hello
 
 VERSION = 1
 SUSPECT = 1.0

@@ -22,7 +22,7 @@ from llmsupervisor.gateway.relay import Ending, Relay, chunk
 from llmsupervisor.gateway.route import Refusal
 from llmsupervisor.gateway.timing import Reader
 from llmsupervisor.gateway.view import Target
-from llmsupervisor.link.messages import Live
+from llmsupervisor.link.requests import Live
 
 TRIES = 20
 """Connections to engines that took none, for one request; each was followed by a wait for another."""

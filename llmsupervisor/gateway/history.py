@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from llmsupervisor.link.history import COLUMNS, VERSION, to_row
-from llmsupervisor.link.messages import RequestRecord
+from llmsupervisor.link.requests import RequestRecord
 
 BATCH = 0.25
 """Seconds: what a SIGKILL may cost."""

@@ -19,7 +19,8 @@ from llmsupervisor.gateway.metrics import Metrics
 from llmsupervisor.gateway.reaper import Reaper
 from llmsupervisor.gateway.record import build
 from llmsupervisor.gateway.view import Table
-from llmsupervisor.link.messages import EndpointStats, Live, RequestRecord, Stats
+from llmsupervisor.link.gateway import EndpointStats, Stats
+from llmsupervisor.link.requests import Live, RequestRecord
 
 if TYPE_CHECKING:
     from llmsupervisor.gateway.exchange import Exchange

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from llmsupervisor.base.exposition import Family, Foreign, Histogram, Scalar, parse, render
 from llmsupervisor.gateway.view import Table
-from llmsupervisor.link.messages import RequestRecord
+from llmsupervisor.link.requests import RequestRecord
 
 OTHER = "other"
 """In the place of every service, model and client that the spec does not have: labels are bounded by it."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmsupervisor.gateway.timing import Reader
-from llmsupervisor.link.messages import RequestRecord
+from llmsupervisor.link.requests import RequestRecord
 
 APART, APART_MS = 0.2, 5.0
 """Of the greater figure, and absolute: what engine and gateway may differ by."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypedDict
 
-from llmsupervisor.link.messages import Change
+from llmsupervisor.link.calls import Change
 
 Json = Any
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, cast
 
-from llmsupervisor.link.messages import RequestRecord
+from llmsupervisor.link.requests import RequestRecord
 
 VERSION = 1
 """`user_version`. A new column needs no new one: the writer adds it, older readers and writers do not mind."""

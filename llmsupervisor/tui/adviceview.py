@@ -9,7 +9,7 @@ from llmsupervisor.base.text import cut, pad, printable
 from llmsupervisor.cli.views import UNKNOWN, Line, Span, condition_line, exit_lines
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Service
+    from llmsupervisor.link.services import Service
 
 SIGNS = {"error": ("x", "bad"), "warning": ("!", "warn"), "info": ("i", "")}
 _WIDE = 100

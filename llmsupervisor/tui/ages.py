@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Service
+    from llmsupervisor.link.services import Service
 
 MINUTE = 60.0
 

@@ -17,7 +17,8 @@ from llmsupervisor.cli.views import Line, Span, number, total
 from llmsupervisor.tui.paint import Paint
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import DaemonInfo, Service
+    from llmsupervisor.link.services import Service
+    from llmsupervisor.link.status import DaemonInfo
 
 VERBS = {"start": "u", "stop": "x", "restart": "r", "drain": "d"}
 """Orders, and their keys."""

@@ -26,7 +26,7 @@ from llmsupervisor.tui.services import SORTS, ServiceTable, figure
 from llmsupervisor.tui.sorting import Sort
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Service
+    from llmsupervisor.link.services import Service
     from llmsupervisor.tui.shown import Shown
 
 TREND = (110, 30)

@@ -19,7 +19,7 @@ from llmsupervisor.tui.paint import Paint
 from llmsupervisor.tui.sheet import Sheet
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Event
+    from llmsupervisor.link.events import Event
     from llmsupervisor.tui.shown import Shown
 
 

@@ -14,7 +14,7 @@ from llmsupervisor.base.errors import LlmsupervisorError
 from llmsupervisor.link.client import Client, connect
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Status
+    from llmsupervisor.link.status import Status
 
 FindSocket = Callable[[], str]
 SILENCE = 4.0

@@ -17,7 +17,8 @@ from llmsupervisor.tui.orders import Orders
 from llmsupervisor.tui.planfeed import PlanFeed
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Event, RequestRecord
+    from llmsupervisor.link.events import Event
+    from llmsupervisor.link.requests import RequestRecord
 
 PACES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds between two pictures of the daemon that can be chosen."""

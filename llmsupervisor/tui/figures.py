@@ -11,7 +11,7 @@ from llmsupervisor.cli.servicetable import rate
 from llmsupervisor.cli.views import UNKNOWN, Line, Span, number, percent
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Service
+    from llmsupervisor.link.services import Service
 
 _TITLE = 10
 

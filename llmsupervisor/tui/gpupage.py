@@ -15,7 +15,7 @@ from llmsupervisor.tui.confirm import Confirm, asked, cut_by
 from llmsupervisor.tui.textpage import TextPage
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Gpu
+    from llmsupervisor.link.gpus import Gpu
 
 HOUR = 3600.0
 

@@ -10,7 +10,8 @@ from llmsupervisor.base.units import format_size
 from llmsupervisor.cli.views import UNKNOWN, Line, Span, clip, percent
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Gpu, Service
+    from llmsupervisor.link.gpus import Gpu
+    from llmsupervisor.link.services import Service
 
 SIGNS = "#=*+%@&$"
 """One for each service, in the order of the spec; more than these share the last."""

@@ -14,7 +14,7 @@ from llmsupervisor.tui.pages import PAGES
 if TYPE_CHECKING:
     from textual.binding import ActiveBinding
 
-    from llmsupervisor.link.messages import Status
+    from llmsupervisor.link.status import Status
     from llmsupervisor.tui.feed import Picture
 
 STALE_AFTER = 2.0

@@ -12,7 +12,8 @@ from llmsupervisor.tui import liverows, waterfall
 from llmsupervisor.tui.requestdetail import filled, titled, who
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Live, Service
+    from llmsupervisor.link.requests import Live
+    from llmsupervisor.link.services import Service
     from llmsupervisor.tui.livefeed import Phase, Running
 
 _MEANS = {

@@ -10,7 +10,7 @@ from llmsupervisor.link.client import Client
 from llmsupervisor.tui.feed import FindSocket, Reader
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Live
+    from llmsupervisor.link.requests import Live
 
 OLD = 4.0
 """Seconds after which what the gateway told last is not now any more."""

@@ -16,7 +16,7 @@ from llmsupervisor.tui.feed import FindSocket
 from llmsupervisor.tui.logtext import CELLS
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Hit
+    from llmsupervisor.link.calls import Hit
 
 
 class Told(NamedTuple):

@@ -9,7 +9,7 @@ from llmsupervisor.cli.views import Line, Span, clip, event_line
 from llmsupervisor.tui import liverows
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Event
+    from llmsupervisor.link.events import Event
     from llmsupervisor.tui.livefeed import Running
 
 ROOMY = (100, 30)

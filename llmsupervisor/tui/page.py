@@ -24,7 +24,7 @@ from llmsupervisor.tui.feeds import Feeds
 from llmsupervisor.tui.paint import Paint
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Service
+    from llmsupervisor.link.services import Service
     from llmsupervisor.tui.shown import Shown, Times
 
 TICK, SOON = 0.2, 0.02

@@ -13,7 +13,8 @@ from llmsupervisor.cli.views import UNKNOWN, Line, Span, clock_time, number, per
 from llmsupervisor.tui import waterfall
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Live, RequestRecord, Service
+    from llmsupervisor.link.requests import Live, RequestRecord
+    from llmsupervisor.link.services import Service
 
 BLOCK = 2048
 """Bytes of prompt text that one of `hash_ids` is of."""

@@ -14,7 +14,7 @@ from llmsupervisor.tui.paint import Paint
 from llmsupervisor.tui.textpage import TextPage
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import RequestRecord
+    from llmsupervisor.link.requests import RequestRecord
     from llmsupervisor.tui.shown import Times
 
     Request = RequestRecord | Running

@@ -14,7 +14,8 @@ from llmsupervisor.tui import waterfall
 from llmsupervisor.tui.sorting import By, Sort
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import RequestRecord, Service
+    from llmsupervisor.link.requests import RequestRecord
+    from llmsupervisor.link.services import Service
 
 WINDOW = 300.0
 """Seconds that the figures above the table are of."""

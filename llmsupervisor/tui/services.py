@@ -16,7 +16,7 @@ from llmsupervisor.tui.paint import Paint
 from llmsupervisor.tui.sorting import By
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Service
+    from llmsupervisor.link.services import Service
 
 
 SORTS = (

@@ -14,7 +14,8 @@ from llmsupervisor.tui import figures
 from llmsupervisor.tui.ages import coarse
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Event, Service
+    from llmsupervisor.link.events import Event
+    from llmsupervisor.link.services import Service
 
 _BESIDE = 60
 """Cells of terminal from which on origins stand beside their items, not below."""

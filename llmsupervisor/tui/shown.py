@@ -14,7 +14,10 @@ from llmsupervisor.cli.views import UNKNOWN, Line, Span, age, text_of
 from llmsupervisor.tui import gpuview, header, meanings, requestview
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Gpu, RequestRecord, Service, Status
+    from llmsupervisor.link.gpus import Gpu
+    from llmsupervisor.link.requests import RequestRecord
+    from llmsupervisor.link.services import Service
+    from llmsupervisor.link.status import Status
     from llmsupervisor.tui.feed import Picture
 
 Times = Callable[[str], float | None]

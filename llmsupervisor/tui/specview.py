@@ -10,7 +10,8 @@ from llmsupervisor.cli import views
 from llmsupervisor.cli.views import UNKNOWN, Line, Span
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Service, Status
+    from llmsupervisor.link.services import Service
+    from llmsupervisor.link.status import Status
 
 _ROLES = {"restart": "warn", "stop": "bad", "start": "good", "live": "busy"}
 

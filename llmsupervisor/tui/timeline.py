@@ -11,7 +11,7 @@ from llmsupervisor.base.units import format_duration
 from llmsupervisor.cli.views import Line, Span, clock_time
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import Event
+    from llmsupervisor.link.events import Event
 
 WINDOWS = (900.0, 3600.0, 6 * 3600.0, 86400.0, 7 * 86400.0)
 SIGNS: Mapping[str, tuple[str, str]] = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from llmsupervisor.cli.views import Line, Span
 
 if TYPE_CHECKING:
-    from llmsupervisor.link.messages import RequestRecord
+    from llmsupervisor.link.requests import RequestRecord
 
 IRREGULAR = frozenset({"client_gone", "queue_timeout", "rejected", "engine_exit", "timeout", "error", "incomplete"})
 OUTLIERS = 0.8

@@ -233,7 +233,7 @@ def test_the_checker_sees(name: str, source: str) -> None:
         ("host.files", "from pathlib import Path\nopen('x')"),
         ("tui.app", "from llmsupervisor.cli import views\nimport textual"),
         ("cli.plan", "def run():\n    from llmsupervisor.plan import show"),
-        ("gateway.timing", "from llmsupervisor.link.messages import RequestRecord"),
+        ("gateway.timing", "from llmsupervisor.link.requests import RequestRecord"),
     ],
 )
 def test_the_checker_allows(name: str, source: str) -> None:
@@ -241,10 +241,11 @@ def test_the_checker_allows(name: str, source: str) -> None:
 
 
 def test_commands_load_nothing_heavy_until_they_run() -> None:
-    names = sorted(f"llmsupervisor.{n}" for n in modules() if n.startswith("cli.") and n not in LAZY_HELPERS)
+    light = [n for n in modules() if n.startswith(("cli.", "link.")) and n not in LAZY_HELPERS]
+    names = sorted(f"llmsupervisor.{n}" for n in light)
     program = f"""
 import importlib, sys
-for name in {names!r} + ["llmsupervisor.link.client", "llmsupervisor.link.messages"]:
+for name in {names!r}:
     importlib.import_module(name)
 print(" ".join(sorted({HEAVY!r} & set(sys.modules))))
 """

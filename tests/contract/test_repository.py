@@ -14,7 +14,6 @@ REGISTRY = re.compile(r"//(?:[\w-]+\.)*(?:pypi|pythonhosted|npmjs|docker|debian)
 LONGEST = 400
 LONGER: dict[str, str] = {
     "llmsupervisor/host/shim.py": "one file on purpose: it runs alone, beside no other module of ours",
-    "llmsupervisor/link/messages.py": "every message and record in one list",
     "llmsupervisor/service/lifecycle.py": "one total table, read as a whole",
     "tests/fakes/fake_runtime.py": "one file on purpose: it is an executable that tests copy and rename",
 }

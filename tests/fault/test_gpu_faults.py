@@ -16,7 +16,8 @@ from support.http import Stream, request
 from support.nvml import Scenario
 from support.wait import wait_until
 
-from llmsupervisor.link import messages
+from llmsupervisor.link.gpus import Gpu
+from llmsupervisor.link.status import Host, Nvml
 
 pytestmark = pytest.mark.slow
 CLOCK = Path(__file__).parents[1] / "fixtures" / "clock" / "clock.c"
@@ -306,9 +307,9 @@ def test_G15_slowed_by_heat_or_power_is_shown(faults: Box, card: Scenario) -> No
     assert wait_gpu(faults, lambda g: g["conditions"], "a condition")["conditions"][0]["id"] == "clocks-limited"
     status = faults.daemon.status()
     for told, kind in (
-        (status["gpus"][0], messages.Gpu),
-        (status["nvml"], messages.Nvml),
-        (status["host"], messages.Host),
+        (status["gpus"][0], Gpu),
+        (status["nvml"], Nvml),
+        (status["host"], Host),
     ):
         assert set(told) == set(get_type_hints(kind))
     wait_until(lambda: faults.daemon.status()["host"]["weights"], 20, "a look at the disks")

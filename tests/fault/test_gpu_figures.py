@@ -12,7 +12,7 @@ from support.faults import ON_GPU, Box, conditions, gpu, wait_gpu
 from support.nvml import Scenario
 from support.wait import wait_until
 
-from llmsupervisor.link import messages
+from llmsupervisor.link.gpus import Gpu
 
 pytestmark = pytest.mark.slow
 MIB = 1 << 20
@@ -60,7 +60,7 @@ def test_every_figure_reaches_the_status_in_its_unit(faults: Box, card: Scenario
     assert all(name.startswith("python") for name in names)
     user = pwd.getpwuid(os.getuid()).pw_name
     peak = 2619e6 * 2 * 5120 / 8
-    assert set(found) == set(get_type_hints(messages.Gpu))
+    assert set(found) == set(get_type_hints(Gpu))
     assert found == {
         "uuid": "GPU-a",
         "index": 0,

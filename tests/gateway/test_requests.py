@@ -26,7 +26,7 @@ from support.wait import wait_until
 from llmsupervisor.base.text import width
 from llmsupervisor.daemon.requests import PAGE
 from llmsupervisor.gateway.history import History
-from llmsupervisor.link.messages import RequestRecord
+from llmsupervisor.link.requests import RequestRecord
 from llmsupervisor.plan.observed import SOME
 
 NOW = 1_790_000_000.0

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from llmsupervisor.gateway.history import History
 from llmsupervisor.link.history import COLUMNS, to_row
-from llmsupervisor.link.messages import RequestRecord
+from llmsupervisor.link.requests import RequestRecord
 
 
 def record(id: str, **changes: Any) -> RequestRecord:

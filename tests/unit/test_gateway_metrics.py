@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from llmsupervisor.base.exposition import Histogram, Scalar, parse, render
 from llmsupervisor.gateway.metrics import RECENT, Metrics, Moment
 from llmsupervisor.gateway.view import Table, table
-from llmsupervisor.link.messages import RequestRecord
+from llmsupervisor.link.requests import RequestRecord
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 GEN_AI = {

@@ -21,7 +21,7 @@ from llmsupervisor.gateway.filter import Filter
 from llmsupervisor.gateway.route import Refusal, event
 from llmsupervisor.gateway.timing import Reader
 from llmsupervisor.gateway.view import Count, Pin, Policy, Target, Traits
-from llmsupervisor.link.messages import Finished
+from llmsupervisor.link.gateway import Finished
 from llmsupervisor.runtime.load import parse
 from llmsupervisor.runtime.runnerlog import Timing
 

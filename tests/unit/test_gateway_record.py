@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmsupervisor.gateway.record import Marks, build, new_id
 from llmsupervisor.gateway.timing import Reader
-from llmsupervisor.link.messages import RequestRecord
+from llmsupervisor.link.requests import RequestRecord
 
 CAPTURES = Path(__file__).parents[1] / "fixtures" / "gateway"
 LLAMA = {

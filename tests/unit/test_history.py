@@ -22,7 +22,7 @@ from support.wait import wait_until
 
 from llmsupervisor.gateway.history import BATCH, ROOM, History
 from llmsupervisor.link.history import COLUMNS, TEXT_LIMIT, VERSION, to_record
-from llmsupervisor.link.messages import RequestRecord
+from llmsupervisor.link.requests import RequestRecord
 
 Json = dict[str, Any]
 Make = Callable[..., History]

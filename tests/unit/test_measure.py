@@ -13,7 +13,7 @@ from support.gguf_files import Type, decoder, deepseek2, header, lora, mamba2
 from support.planned import CARD, GIB, OTHER, A, B, at, box, llama, llama_8b, one, sums
 
 from llmsupervisor.base.units import format_size
-from llmsupervisor.link.messages import Memory, MemoryPlace
+from llmsupervisor.link.memory import Memory, MemoryPlace
 from llmsupervisor.plan import measure, measure_llama, show
 from llmsupervisor.plan.answers import most
 from llmsupervisor.plan.gguf import GgufError, GgufHeader

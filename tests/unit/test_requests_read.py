@@ -16,7 +16,7 @@ from llmsupervisor.base.errors import LlmsupervisorError, UsageError
 from llmsupervisor.daemon.requests import PAGE, Wanted, records, summary
 from llmsupervisor.gateway.history import History
 from llmsupervisor.link.history import VERSION, RequestsSummary, TargetSummary
-from llmsupervisor.link.messages import RequestRecord
+from llmsupervisor.link.requests import RequestRecord
 
 NOW = 1_790_000_000.0
 Json = dict[str, Any]

@@ -12,7 +12,7 @@ from llmsupervisor.daemon.modelwork import Entry
 from llmsupervisor.daemon.runner import Runner
 from llmsupervisor.daemon.targets import limits_of, targets_of
 from llmsupervisor.gateway.view import ROUTES, table
-from llmsupervisor.link.messages import ViewTarget
+from llmsupervisor.link.view import ViewTarget
 from llmsupervisor.plan.launch import ServicePlan
 from llmsupervisor.runtime.adapter import adapter_for
 from llmsupervisor.service.states import State, Status
