@@ -225,7 +225,10 @@ class Connection(asyncio.BufferedProtocol):
                 raise _Refused(Refusal(501, "no transfer coding but chunked is understood", "not_implemented"))
             if len(self._reading.headers) >= FIELDS:
                 raise _Refused(Refusal(431, f"more than {FIELDS} headers", "headers_too_large"))
-            self._reading.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+            small = name.decode("latin-1").lower()
+            if small == "host" and small in self._reading.headers:
+                raise _Refused(Refusal(400, "a request has one Host header, this one has two", "bad_request"))
+            self._reading.headers[small] = value.decode("latin-1")
 
     def _count_head(self, n: int) -> None:
         self._told = True
@@ -241,6 +244,8 @@ class Connection(asyncio.BufferedProtocol):
         assert request is not None
         request.method = self._parser.get_method().decode()
         request.version = self._parser.get_http_version()
+        if wrong := request.settle():
+            raise _Refused(Refusal(400, wrong, "bad_request"))
         length = request.headers.get("content-length", "0")
         self._count_body(int(length) if length.isdigit() else 0, keep=False)
         if request.headers.get("expect", "").lower() == "100-continue" and self._exchange is None and not self._waiting:
