@@ -111,7 +111,7 @@ def test_what_waits_hears_of_its_end_and_of_the_next_try(board: Known) -> None:
     ("replicas", "seconds"),
     [
         ([target(state="hold")], 30),
-        ([target(state="hold", parallel=4)], 8),
+        ([target(state="hold", parallel=4)], 6),
         ([target(state="hold", parallel=None)], 30),
         ([target(state="hold", retry_at=UNIX + 10)], 30),
         ([target(state="hold", retry_at=UNIX + 40)], 40),
@@ -151,7 +151,7 @@ def test_a_queue_is_never_said_to_take_long(board: Known) -> None:
         board.see(target(state="hold"), limits={"queue_size": 1})
         first = await waiting(board, ticket())
         refusal = await refused(await waiting(board, ticket()))
-        assert (refusal.code, after(refusal)) == ("queue_full", 60) and "1 requests wait for chat" in refusal.message
+        assert (refusal.code, after(refusal)) == ("queue_full", 60) and "chat: hold, 1 waiting" in refusal.message
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
 
@@ -170,6 +170,75 @@ def test_the_mean_of_what_requests_took_follows_them(board: Known) -> None:
         assert board._estimate(ticket()) == pytest.approx(11.0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("places", "queue_size", "waiting", "seconds"),
+    [
+        (target(parallel=3), 0, 0, 3),
+        (target(parallel=3), 1, 1, 8),
+        (target(parallel=3), 4, 4, 18),
+        (target(parallel=2), 0, 0, 8),
+        (target(parallel=1), 0, 0, 9),
+        (target(parallel=1), 1, 1, 19),
+        (target(parallel=9, kv_tokens=300), 0, 0, 3),
+        (target(parallel=None, kv_tokens=300), 0, 0, 3),
+        (target(parallel=3, state="drain", load_s=20), 0, 0, 20),
+    ],
+    ids=[
+        "full",
+        "one waits",
+        "four wait",
+        "fewer places than run",
+        "one place",
+        "and one waits",
+        "tokens",
+        "tokens alone",
+        "a load",
+    ],
+)
+def test_where_all_places_are_taken_it_is_the_next_one_to_be_free(
+    board: Known, places: dict[str, Any], queue_size: int, waiting: int, seconds: int
+) -> None:
+    """A request takes 10 seconds; three run since 7, 2 and 1."""
+
+    async def main() -> None:
+        board.see(target(parallel=3))
+        (await board.admitted(ticket())).release(took=10.0)
+        for since in (7, 2, 1):
+            board.now = NOW - since
+            await board.admitted(ticket())
+        board.now = NOW
+        board.see(places, limits={"queue_size": queue_size})
+        tasks = [asyncio.ensure_future(board.admitted(ticket())) for _ in range(waiting)]
+        await asyncio.sleep(0)
+        refusal = await refused(asyncio.ensure_future(board.admitted(ticket())))
+        assert (refusal.code, after(refusal)) == ("queue_full", seconds)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(main())
+
+
+def test_what_runs_for_longer_than_the_others_may_end_at_any_moment(board: Known) -> None:
+    """And where none has ended yet, nobody knows what one takes. Late is as full."""
+
+    async def main() -> None:
+        board.see(target())
+        lease = await board.admitted(ticket())
+        for took in (None, 10.0):
+            lease.release(took)
+            lease = await board.admitted(ticket())
+            for runs, seconds in ((0, 10 if took else 1), (9, 1), (500, 1)):
+                task = await waiting(board, ticket(since=NOW - 60, deadline=NOW))
+                board.now = NOW + runs
+                board.look()
+                refusal = await refused(task)
+                assert (refusal.code, after(refusal)) == ("queue_timeout", seconds)
+            board.now = NOW
 
     run(main())
 
