@@ -25,6 +25,7 @@ from llmsupervisor.gateway.route import Refusal
 HEAD = 64 * 1024
 FIELDS = 100
 """Headers of one request."""
+TOO_LARGE = Refusal(431, f"the request's headers pass {HEAD} bytes", "headers_too_large")
 AHEAD = 100
 """Requests that may come before the one ahead of them is answered."""
 FIRST = 1.0
@@ -194,7 +195,7 @@ class Connection(asyncio.BufferedProtocol):
             rest = len(bytes(BUFFER[:n]).rpartition(b"\r\n")[2]) if self._in_head else 0
             self._kept = rest if self._told else self._kept + n
             if self._kept > HEAD:
-                raise _Refused(_too_large())
+                raise _Refused(TOO_LARGE)
         except _Refused as refused:
             self._refusal = refused.refusal
         except httptools.HttpParserError as error:
@@ -225,16 +226,14 @@ class Connection(asyncio.BufferedProtocol):
                 raise _Refused(Refusal(501, "no transfer coding but chunked is understood", "not_implemented"))
             if len(self._reading.headers) >= FIELDS:
                 raise _Refused(Refusal(431, f"more than {FIELDS} headers", "headers_too_large"))
-            small = name.decode("latin-1").lower()
-            if small == "host" and small in self._reading.headers:
-                raise _Refused(Refusal(400, "a request has one Host header, this one has two", "bad_request"))
-            self._reading.headers[small] = value.decode("latin-1")
+            self._reading.hosts += name.lower() == b"host"
+            self._reading.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def _count_head(self, n: int) -> None:
         self._told = True
         self._head_bytes += n
         if self._head_bytes > HEAD:
-            raise _Refused(_too_large())
+            raise _Refused(TOO_LARGE)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -393,10 +392,6 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
         else:
             self._transport.close()
-
-
-def _too_large() -> Refusal:
-    return Refusal(431, f"the request's headers pass {HEAD} bytes", "headers_too_large")
 
 
 class _Refused(Exception):

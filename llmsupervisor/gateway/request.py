@@ -20,6 +20,9 @@ class Request:
     url: bytes = b""
     """The target, as it came; `settle` makes a path and a query of it."""
     headers: dict[str, str] = field(default_factory=dict)
+    """Of several with one name the last."""
+    hosts: int = 0
+    """Host headers."""
     body: bytearray = field(default_factory=bytearray)
     version: str = "1.1"
     keep_alive: bool = True
@@ -32,6 +35,8 @@ class Request:
         """What is wrong with its target or its Host; empty: nothing. Of a target in absolute form the path stays, and
         its authority is the Host, whatever that says (3.2.2)."""
         host = self.headers.get("host")
+        if self.hosts > 1:
+            return "a request has one Host header, this one has more"
         if host is None and self.version not in ("0.9", "1.0"):
             return f"a request of HTTP/{self.version} has one Host header, this one has none"
         if host is not None and not _NAMED.fullmatch(host):

@@ -71,6 +71,12 @@ def test_who_has_to_say_it() -> None:
     assert request.settle() == "" and request.headers["host"] == "box"
 
 
+def test_it_is_said_once() -> None:
+    request = read(b"/")
+    request.hosts = 2
+    assert "Host" in request.settle()
+
+
 def test_a_question_about_the_server_itself() -> None:
     assert read(b"*", method="OPTIONS").settle() == ""
 
