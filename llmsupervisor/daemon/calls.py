@@ -179,6 +179,7 @@ class Calls:
     # --- orders --------------------------------------------------------------------------------------------------
 
     async def reload(self, args: Args, peer: Peer) -> Any:
+        self._stays()
         return await self._daemon.reloader.reload("reload", dry_run=bool(args.get("dry_run")))
 
     async def forget(self, args: Args, peer: Peer) -> Any:
@@ -189,6 +190,7 @@ class Calls:
         return {"forgotten": forgotten}
 
     async def fix(self, args: Args, peer: Peer) -> Any:
+        self._stays()
         ids, base = args.get("ids"), args.get("sha256")
         if not isinstance(ids, list) or not ids or not all(isinstance(id, str) for id in ids):
             raise UsageError(f'ids is {ids!r}: findings of `advice` are expected, for example ["C13:chat"]')
@@ -202,6 +204,7 @@ class Calls:
         return answer
 
     async def start(self, args: Args, peer: Peer) -> AsyncIterator[Any]:
+        self._stays()
         runner = self._runner(args)
         wish = self._daemon.desired.wish(runner.name)
         wish.stopped_by = wish.stopped_boot = ""
@@ -220,6 +223,7 @@ class Calls:
             yield item
 
     async def restart(self, args: Args, peer: Peer) -> AsyncIterator[Any]:
+        self._stays()
         by = self._by(args, peer)
         if args.get("drifted"):
             runners = [r for r in self._daemon.box.runners.values() if r.drift or r.models.drift]
@@ -287,6 +291,13 @@ class Calls:
             known = ", ".join(runners) or "none"
             raise UsageError(f"no service {name!r}; the spec has: {known}" if name else f"which service? {known}")
         return runners[str(name)]
+
+    def _stays(self) -> None:
+        """What is begun during a `down`, nobody would end."""
+        if (by := self._daemon.down_by) is not None:
+            raise LlmsupervisorError(
+                f"the daemon goes down, ordered by {by}: nothing is begun; afterwards `llmsupervisor up`"
+            )
 
     def _by(self, args: Args, peer: Peer) -> str:
         return printable(str(args.get("by") or f"uid {peer.uid}"))[:64]

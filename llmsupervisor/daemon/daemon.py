@@ -128,7 +128,8 @@ class Daemon:
         self._tell = tell
         self._news = asyncio.Event()
         self._end: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._down_by: str | None = None
+        self.down_by: str | None = None
+        """Who ordered the `down` that is under way."""
         self._saved: dict[str, Any] = {}
         self.lag: float | None = None
         self._signals = 0
@@ -206,7 +207,9 @@ class Daemon:
 
     async def _begin_asked(self) -> None:
         """What runs is looked after already while a new build is asked what it knows, which may take a minute."""
-        self._begin(await self.reloader.second())
+        planned = await self.reloader.second()
+        if self.down_by is None:
+            self._begin(planned)
 
     def _begin(self, planned: Planned) -> None:
         """The spec of now over what was adopted; a `down` that was not finished is taken back by an `up`."""
@@ -224,7 +227,7 @@ class Daemon:
             self.notify.status(snapshot.summary(self.loop.statuses))
             self.state.flush()
             self.journal.flush()
-            if self._down_by is not None:
+            if self.down_by is not None:
                 self.notify.extend(4 * interval)
             due = self.clock.monotonic() + interval
             await asyncio.sleep(interval)
@@ -277,8 +280,8 @@ class Daemon:
                 runner.kill_tree()
 
     def begin_down(self, by: str, now: bool = False) -> None:
-        if self._down_by is None:
-            self._down_by = by
+        if self.down_by is None:
+            self.down_by = by
             self.desired.down = True
             self.save()
             self.notify.stopping()
@@ -294,7 +297,7 @@ class Daemon:
         return all(s.state is State.STOPPED or s.unkillable for s in self.loop.statuses.values())
 
     def _end_if_down(self) -> None:
-        if self._down_by is None or self._end.done() or not self._services_down():
+        if self.down_by is None or self._end.done() or not self._services_down():
             return
         if not self.gateway.stopped:
             self.gateway.end()
@@ -322,7 +325,7 @@ class Daemon:
 
     def _gateway_listen(self) -> str | None:
         """During a `down` the gateway stays as it is until the services are gone."""
-        if self._down_by is not None:
+        if self.down_by is not None:
             return self.gateway.listening
         gateway = self.reloader.applied.spec.gateway if self.reloader.applied else None
         return gateway.listen if gateway else None

@@ -211,6 +211,8 @@ class Reloader:
 
     def apply(self, planned: Planned, why: str) -> list[Change]:
         desired, applied = self._box.desired, planned.applied
+        if desired.down:  # a reload that was under way: what it began, nobody would end
+            return []
         desired.generation += desired.generation == 0 or self.applied is None or self.applied.sha256 != applied.sha256
         self.applied = applied
         self._box.memory.lessons.facts = planned.facts

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -15,7 +15,7 @@ import pytest
 from support import process
 from support.control import Refused
 from support.daemon import Json
-from support.faults import Box, gone
+from support.faults import QUICK_STOPS, Box, gone
 from support.journal import duplicates
 from support.wait import wait_until
 
@@ -98,6 +98,36 @@ def test_P26_a_kill_during_the_stop_is_no_crash(faults: Box, who: str) -> None:
     assert status["goal"] == "down" and faults.exits() == []
     gone([*tree, shim])
     faults.once(1)
+
+
+@pytest.fixture
+def ending(faults: Box) -> Iterator[int]:
+    """A `down` that waits for the end of this process, which takes a minute."""
+    definition = faults.folder / "runtimes" / "llama-server.toml"
+    definition.write_text(definition.read_text().replace(QUICK_STOPS, 'steps = [["TERM", "60s"]]'))
+    pid: int = faults.up({"ignore_term": 1}).ready()["pid"]
+    yield pid
+    os.kill(pid, signal.SIGKILL)
+    assert faults.daemon.wait_exit(40) == 0
+    assert faults.daemon.leftovers() == [] and len(faults.starts()) == 1 and faults.starts("late") == []
+
+
+def test_P26_orders_during_a_down_are_refused(faults: Box, ending: int) -> None:
+    """What they began, the down would wait for, and nobody would end."""
+    faults.daemon.signal(signal.SIGTERM)
+    wait_until(lambda: "STOPPING" in faults.states(), 20, "STOPPING")
+    for call in ("start", "restart", "reload"):
+        with pytest.raises(Refused, match="the daemon goes down, ordered by a signal"):
+            faults.daemon.call(call, **({} if call == "reload" else {"service": "chat"}))
+
+
+def test_P26_an_edit_that_meets_a_down(faults: Box, ending: int) -> None:
+    """It is being read and planned when the order comes."""
+    faults.daemon.write({"chat": faults.fake({"ignore_term": 1}), "late": faults.fake()})
+    faults.daemon.signal(signal.SIGTERM)
+    wait_until(lambda: "STOPPING" in faults.states(), 20, "STOPPING")
+    until = time.monotonic() + 2.0
+    wait_until(lambda: time.monotonic() > until, 5, "more than a reload takes")
 
 
 # --- random orders ------------------------------------------------------------------------------------------------
