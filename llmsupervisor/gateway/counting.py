@@ -6,7 +6,7 @@ from llmsupervisor.gateway import fit
 from llmsupervisor.gateway.bodies import Body
 from llmsupervisor.gateway.call import Call
 from llmsupervisor.gateway.fetch import Fetch, FetchError
-from llmsupervisor.gateway.view import Target, at_runner
+from llmsupervisor.gateway.view import Count, Target, at_runner
 
 
 async def count(fetch: Fetch, said: Body, target: Target, asked: Call) -> tuple[int | None, int | None]:
@@ -27,9 +27,22 @@ async def count(fetch: Fetch, said: Body, target: Target, asked: Call) -> tuple[
         except FetchError as error:
             if error.status is None or not fit.cut_unseen(target, asked):
                 raise
-            body, around = fit.untemplated(how, question)
-            texts = fit.read_answer(how, await fetch.post(who, how.path, body))
-            return None, None if texts is None else texts + around
+            return None, await _most(fetch, who, how, question)
         return None if body is None else fit.read_answer(how, await fetch.post(who, how.path, body)), None
     except FetchError:
         return None, None
+
+
+async def _most(fetch: Fetch, who: Target, how: Count, question: bytes) -> int | None:
+    """Tokens of a conversation that its template does not take: as it takes one message, or else the texts alone."""
+    try:
+        asked, more = fit.in_one(question)
+        body = fit.tokens_of(how, await fetch.post(who, str(how.template), asked))
+    except FetchError as error:
+        if error.status is None:
+            raise
+        body = None
+    if body is None:
+        body, more = fit.untemplated(how, question)
+    tokens = fit.read_answer(how, await fetch.post(who, how.path, body))
+    return None if tokens is None else tokens + more

@@ -125,13 +125,25 @@ def tokens_of(count: Count, rendered: Json) -> bytes | None:
     return written({"content": prompt, **count.set}) if isinstance(prompt, str) else None
 
 
-def untemplated(count: Count, conversation: bytes) -> tuple[bytes, int]:
-    """The second question where the first one failed: all the texts, and the tokens that a template adds at most."""
+def in_one(conversation: bytes) -> tuple[bytes, int]:
+    """The first question again where it failed: all the texts as one message of a user, which every template takes, and the
+    tokens that it adds at most for the rest: what stands around one message is in the answer."""
     said = json.loads(conversation)
+    more = MESSAGE * max(0, len(said["messages"]) - 1) + (TEMPLATE if "tools" in said else 0)
+    return written({"messages": [{"role": "user", "content": _texts(said)}]}), more
+
+
+def untemplated(count: Count, conversation: bytes) -> tuple[bytes, int]:
+    """The second question where the first one failed twice: all the texts, and the tokens that a template adds at most."""
+    said = json.loads(conversation)
+    return written({"content": _texts(said), **count.set}), TEMPLATE + MESSAGE * len(said["messages"])
+
+
+def _texts(said: Mapping[str, Json]) -> str:
     texts = [message["content"] for message in said["messages"]]
     if "tools" in said:
         texts.append(json.dumps(said["tools"], ensure_ascii=False))
-    return written({"content": "\n".join(texts), **count.set}), TEMPLATE + MESSAGE * len(said["messages"])
+    return "\n".join(texts)
 
 
 def was_cut(counted: int | None, engine: int | None) -> bool:

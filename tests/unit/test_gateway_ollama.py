@@ -158,14 +158,17 @@ def test_the_two_questions() -> None:
 
 
 class Runner:
-    """In the place of the process that has the model: its template answers with an error."""
+    """In the place of the process that has the model: its template answers with an error. `one`: not for one message."""
 
-    def __init__(self, status: int | None) -> None:
-        self.status = status
+    def __init__(self, status: int | None, one: bool = False) -> None:
+        self.status, self.one = status, one
         self.texts: list[str] = []
 
     async def post(self, target: Target, path: str, body: bytes) -> Any:
         if path == "/apply-template":
+            messages = json.loads(body)["messages"]
+            if self.one and [message["role"] for message in messages] == ["user"]:
+                return {"prompt": f"<user>{messages[0]['content']}</user>"}
             raise FetchError("no", self.status)
         self.texts.append(json.loads(body)["content"])
         return {"tokens": [0] * 100}
@@ -192,6 +195,18 @@ def test_what_no_template_takes_is_counted_all_the_same(api: str, status: int | 
     runner = Runner(status)
     assert asyncio.run(count(cast(Fetch, runner), body, there, call)) == (None, most)
     assert runner.texts == ([] if most is None else ['a\nb\n[{"t": 1}]'])
+    if most is not None:
+        runner = Runner(status, one=True)
+        assert asyncio.run(count(cast(Fetch, runner), body, there, call)) == (None, 100 + fit.MESSAGE + fit.TEMPLATE)
+        assert runner.texts == ['<user>a\nb\n[{"t": 1}]</user>']
+
+
+def test_what_just_fits_is_not_refused_for_its_roles() -> None:
+    """Around one message stands what the template says itself; nothing is guessed but the marks between the others."""
+    said = {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]}
+    question, more = fit.in_one(json.dumps(said).encode())
+    assert json.loads(question) == {"messages": [{"role": "user", "content": "s\nu"}]} and more == fit.MESSAGE
+    assert fit.in_one(json.dumps({"messages": said["messages"][:1]}).encode())[1] == 0
 
 
 @pytest.mark.parametrize(
