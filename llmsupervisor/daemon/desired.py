@@ -34,7 +34,8 @@ class Wish:
     vram: dict[str, Any] | None = None
     """`gpus`: UUID → bytes that it held when it last was READY; `of`: hash of what it was started with."""
     made: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Of an Ollama: tag of ours → `file`, `identity` and `sha256` (empty: not known) of the GGUF that it was made from."""
+    """Of an Ollama: tag of ours → `file`, `identity` and `sha256` of the GGUF that it was made from. No `file`: made by us from a model
+    that the engine had. A `file` without `sha256`: it was there, nobody saw how it was made."""
     unloaded_boot: str = ""
     """During this boot it was unloaded, and waits for a demand."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from llmsupervisor.host.binaries import identity
+from llmsupervisor.runtime.adapter import adapter_for
 
 if TYPE_CHECKING:
     from llmsupervisor.daemon.runner import Runner
@@ -21,25 +22,37 @@ def file_identity(path: str) -> str:
         return ""
 
 
+def tags_of(runner: Runner) -> set[str]:
+    """Of ours that it has, has not left yet, or needs at its next start."""
+    plan, entries = runner.plan, runner.models.entries.values()
+    needed = {model.tag for model in adapter_for(plan.definition).models(plan.service)}
+    return needed | {tag for entry in entries for tag in (entry.model.tag, entry.superseded) if tag}
+
+
 class Made:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
 
-    def of(self, model: Model) -> Mapping[str, str] | None:
+    def of(self, tag: str) -> Mapping[str, str] | None:
         """None: not known."""
-        made = self._known.get(model.tag)
-        return made if made is not None and made["file"] == model.file else None
+        return self._known.get(tag)
 
-    def remember(self, model: Model, identity: str, digest: str, tags: Iterable[str]) -> None:
-        """`tags`: of the models that there are; what was known of others is forgotten."""
+    def remember(self, model: Model, identity: str, digest: str) -> None:
+        """`digest`: empty where nobody saw how it was made."""
         self._known[model.tag] = {"file": model.file, "identity": identity, "sha256": digest}
-        for tag in self._known.keys() - set(tags):
-            del self._known[tag]
         self._runner.box.save()
+
+    def forget(self, tag: str) -> None:
+        if self._known.pop(tag, None) is not None:
+            self._runner.box.save()
+
+    def left(self, kept: Collection[str]) -> list[str]:
+        """Tags that we made, and that are not `kept`. One that was there before may be the user's."""
+        return [tag for tag, made in self._known.items() if tag not in kept and (made["sha256"] or not made["file"])]
 
     def replaced(self, model: Model) -> str:
         """In words; empty: it is not. A file that is gone changes nothing."""
-        made, now = self.of(model), file_identity(model.file)
+        made, now = self.of(model.tag), file_identity(model.file)
         other = made is not None and now and made["identity"] != now
         return f"model file of {model.name} replaced: {model.file}" if other else ""
 

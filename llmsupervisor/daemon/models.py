@@ -14,6 +14,7 @@ from llmsupervisor.daemon.enrich import EngineLog
 from llmsupervisor.daemon.made import Made
 from llmsupervisor.daemon.modelwork import AGAIN, APPEARS, ASK, Entry, Stopped, Work, parts
 from llmsupervisor.daemon.runners import RunnerProcess, find, together
+from llmsupervisor.daemon.tags import Tags
 from llmsupervisor.link.gateway import Finished
 from llmsupervisor.runtime import models
 from llmsupervisor.runtime.adapter import adapter_for
@@ -51,7 +52,7 @@ TRANSFER = 20.0
 SAID = 0.5
 """Seconds after a death in which the engine may still say that it was its own doing."""
 APPEAR = 5
-"""Looks between two at the process tree."""
+"""Looks between two at the process tree, and at what edits left behind."""
 COMES = 5.0
 """Seconds after such a word in which the other one may come."""
 
@@ -67,6 +68,7 @@ class Models:
         self._looks = 0
         self._closing: set[asyncio.Task[None]] = set()
         self._mourning: set[asyncio.Task[None]] = set()
+        self._tags = Tags(runner)
 
     # --- the service ---------------------------------------------------------------------------------------------
 
@@ -101,7 +103,7 @@ class Models:
 
     async def let_go(self) -> None:
         """The daemon ends, everything runs on."""
-        tasks = [entry.work for entry in self._entries.values() if entry.work]
+        tasks = [task for task in (self._tags.work, *(entry.work for entry in self._entries.values())) if task]
         if self._log is not None:
             self._log.close()
         for entry in self._entries.values():
@@ -130,7 +132,7 @@ class Models:
             old, entry.model = entry.model, model
             if (old.tag, old.file) != (model.tag, model.file):
                 entry.superseded = entry.superseded or old.tag
-                self.post(model.name, Edited(f"context_length {old.context_length} → {model.context_length}"))
+                self.post(model.name, Edited(model.other_than(old)))
             elif entry.target.state is TargetState.FAILED or (model.preload and not old.preload):
                 self.post(model.name, Edited("the spec"))
 
@@ -141,7 +143,7 @@ class Models:
             entry.timer.cancel()
         self._leave(entry)
         self.tell()
-        unload = process.engine.call(*parts(models.unload(entry.model)), ASK)
+        unload = process.engine.call(*parts(models.unload(entry.model.tag, entry.model.task)), ASK)
         self._closing.add(asyncio.get_running_loop().create_task(_ended(unload)))
 
     # --- the writer ----------------------------------------------------------------------------------------------
@@ -313,6 +315,7 @@ class Models:
             entry.replaced = self.made.replaced(entry.model)
             if entry.target.state is TargetState.UNLOADED and self.watch(entry):
                 self.post(name, Appeared())
+        self._tags.look(self._process)
 
     def finished(self, said: Finished) -> None:
         """A request ended at the gateway, which would like to know more of it."""

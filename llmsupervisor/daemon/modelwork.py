@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from dataclasses import dataclass, field, replace
+import threading
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmsupervisor.base.ids import Json
-from llmsupervisor.daemon.made import file_identity
+from llmsupervisor.daemon.made import file_identity, tags_of
 from llmsupervisor.daemon.runners import RunnerProcess
 from llmsupervisor.host.digest import sha256_of
 from llmsupervisor.host.http import Answer
@@ -45,7 +46,7 @@ class Entry:
     blob: str = ""
     process: RunnerProcess | None = None
     superseded: str = ""
-    """The tag before an edit: deleted when the new one is there."""
+    """The tag before an edit, which may still be in memory, until the new one is there."""
     work: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
     offload: str = ""
@@ -92,14 +93,18 @@ class Work:
         if answer.status == 404 or shown.context_length != entry.model.context_length:
             return Found(present=False, loaded=False)
         entry.blob = shown.blob
-        if self._models.watch(entry):
-            return Found(present=True, loaded=True)
-        return Found(present=not await self._other_file(entry), loaded=False)
+        loaded = self._models.watch(entry)
+        if not loaded and await self._other_file(entry):
+            return Found(present=False, loaded=False)
+        entry.superseded = ""
+        return Found(present=True, loaded=loaded)
 
     async def _other_file(self, entry: Entry) -> bool:
         """By its hash, where its identity is another one: a copy of the same is the same."""
-        made, now = self._models.made.of(entry.model), file_identity(entry.model.file)
-        if not now or (made is not None and made["identity"] == now):
+        made, now = self._models.made.of(entry.model.tag), file_identity(entry.model.file)
+        if not now:
+            return made is not None and made["file"] != entry.model.file
+        if made is not None and made["identity"] == now:
             return False
         digest = "" if made is None else await self._hash(entry)
         if made is None or made["sha256"] == digest:
@@ -108,8 +113,7 @@ class Work:
         return True
 
     def _remember(self, entry: Entry, identity: str, digest: str) -> None:
-        tags = {each.model.tag for each in self._models.entries.values()}
-        self._models.made.remember(entry.model, identity, digest, tags)
+        self._models.made.remember(entry.model, identity, digest)
         entry.replaced = ""
 
     async def create(self, entry: Entry) -> TargetEvent:
@@ -119,13 +123,9 @@ class Work:
         else:
             await self._fetch(entry)
         await self._stream(entry, models.create(model, digest))
-        if model.file:
-            self._remember(entry, read, digest)
+        self._remember(entry, read, digest)
         entry.blob = models.shown((await self._call(models.show(model.tag))).json).blob
-        if entry.superseded and entry.superseded != model.tag:
-            if not self._elsewhere(entry, entry.superseded):
-                await self._process.engine.call(*parts(models.delete(entry.superseded)), ASK)
-            entry.superseded = ""
+        entry.superseded = ""
         return Created()
 
     async def _fetch(self, entry: Entry) -> None:
@@ -139,29 +139,33 @@ class Work:
 
     async def _upload(self, entry: Entry) -> str:
         digest = await self._hash(entry)
-        if not self._elsewhere(entry, entry.model.tag):  # made over it, the old weights stay on the disk
+        if not self._elsewhere(entry.model.tag):  # made over it, the old weights stay on the disk
             await self._call(models.delete(entry.model.tag), missing=True)
         if (await self._call(models.blob(digest), missing=True)).status == 404:
             await self._stream(entry, models.upload(digest, entry.model.file))
         return digest
 
-    def _elsewhere(self, entry: Entry, tag: str) -> bool:
-        """Another model has it, of this service or of one that may have the same folder, or has not left it yet."""
-        runners = self._runner.box.runners.values()
-        others = [e for runner in runners for e in runner.models.shown().values() if e is not entry]
-        return any(tag in (other.model.tag, other.superseded) for other in others)
+    def _elsewhere(self, tag: str) -> bool:
+        """A service that may have the same folder has it, has not left it yet, or needs it."""
+        others = (runner for runner in self._runner.box.runners.values() if runner is not self._runner)
+        return any(tag in tags_of(runner) for runner in others)
 
     async def _hash(self, entry: Entry) -> str:
-        path = entry.model.file
+        """A thread: given up, it ends too, or the daemon's end would wait for it."""
+        path, given_up = entry.model.file, threading.Event()
         try:
             size = os.stat(path).st_size
 
             def hashed(done: int) -> None:
+                if given_up.is_set():
+                    raise InterruptedError
                 entry.progress = Progress(f"reading {os.path.basename(path)}", done, size)
 
             return await asyncio.to_thread(sha256_of, path, hashed)
         except OSError as error:
             raise Stopped(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        finally:
+            given_up.set()
 
     async def load(self, entry: Entry) -> TargetEvent:
         """Then one tiny request as the traffic is: before it no request comes."""
@@ -198,8 +202,8 @@ class Work:
         gateway = self._runner.box.gateway
         if gateway is not None and gateway.serves:
             await gateway.drained(self._runner, self._process, entry.model.name)
-        tag = entry.superseded or entry.model.tag
-        answer = await self._process.engine.call(*parts(models.unload(replace(entry.model, tag=tag))), ASK)
+        call = models.unload(entry.superseded or entry.model.tag, entry.model.task)
+        answer = await self._process.engine.call(*parts(call), ASK)
         if not answer.ok:
             raise stopped(answer)
         if entry.process is not None:

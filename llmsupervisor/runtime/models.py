@@ -52,6 +52,12 @@ class Model:
     def base(self) -> str:
         return tag(self.name)
 
+    def other_than(self, old: Model) -> str:
+        """Why it is made anew, in words."""
+        if self.context_length != old.context_length:
+            return f"context_length {old.context_length} → {self.context_length}"
+        return f"file {old.file or 'none'} → {self.file or 'none'}"
+
 
 def model_of(said: OllamaModel, service: Service) -> Model:
     return Model(
@@ -96,19 +102,20 @@ def create(model: Model, digest: str = "") -> Call:
 
 def load(model: Model) -> Call:
     """With no options, like the traffic: those of the tag hold for both."""
-    return Call("POST", _road(model), {"model": model.tag, "keep_alive": -1})
+    return Call("POST", _road(model.task), {"model": model.tag, "keep_alive": -1})
 
 
-def unload(model: Model) -> Call:
-    return Call("POST", _road(model), {"model": model.tag, "keep_alive": 0})
+def unload(tag: str, task: str) -> Call:
+    """Of its weights, whichever tag they were loaded by."""
+    return Call("POST", _road(task), {"model": tag, "keep_alive": 0})
 
 
 def delete(name: str) -> Call:
     return Call("DELETE", "/api/delete", {"model": name})
 
 
-def _road(model: Model) -> str:
-    return "/api/embed" if model.task == "embed" else "/api/generate"
+def _road(task: str) -> str:
+    return "/api/embed" if task == "embed" else "/api/generate"
 
 
 # --- answers ------------------------------------------------------------------------------------------------------

@@ -64,10 +64,10 @@ def test_what_is_asked_before_and_taken_away_after() -> None:
 
 
 def test_a_load_has_no_options_as_the_traffic_has_none() -> None:
-    load, unload = models.load(model()), models.unload(model())
+    load, unload = models.load(model()), models.unload(model().tag, "chat")
     assert (load.path, load.body) == ("/api/generate", {"model": "smol:latest-ctx1024", "keep_alive": -1})
     assert unload.body == {"model": "smol:latest-ctx1024", "keep_alive": 0}
-    assert models.load(model("embed")).path == models.unload(model("embed")).path == "/api/embed"
+    assert models.load(model("embed")).path == models.unload(model().tag, "embed").path == "/api/embed"
 
 
 # --- answers ------------------------------------------------------------------------------------------------------
