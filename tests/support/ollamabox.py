@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ollama
 
@@ -131,13 +131,16 @@ class Box:
         return {c["id"]: c["text"] for c in self.daemon.service("box")["conditions"]}
 
 
+B = TypeVar("B", bound=Box)
+
+
 @contextlib.contextmanager
-def ollama_box(environ: dict[str, str] | None = None, **keys: Any) -> Iterator[Box]:
+def ollama_box(environ: dict[str, str] | None = None, kind: type[B] = Box, **keys: Any) -> Iterator[B]:  # type: ignore[assignment]
     """With `smol` loaded; at its end nothing may be left."""
     folder = Path(tempfile.mkdtemp(prefix="ls-"))
     daemon = Daemon(folder, process.free_ports(10))
     daemon.environ |= environ or {}
-    box = Box(daemon, **keys)
+    box = kind(daemon, **keys)
     try:
         box.write()
         daemon.up(timeout=90)
