@@ -11,6 +11,7 @@ import json
 import socket
 import sys
 import time
+from typing import Any
 
 import httptools
 import uvloop
@@ -24,6 +25,11 @@ TIMINGS = {"prompt_n": 500, "prompt_ms": 1.0, "predicted_n": 10, "predicted_ms":
 def event(data: str) -> bytes:
     body = f"data: {data}\n\n".encode()
     return b"%x\r\n%b\r\n" % (len(body), body)
+
+
+def written(said: dict[str, Any]) -> str:
+    """Without spaces, as engines write it."""
+    return json.dumps(said, separators=(",", ":"))
 
 
 class Request(asyncio.Protocol):
@@ -79,9 +85,9 @@ class Request(asyncio.Protocol):
         common = {"id": "chatcmpl-8f14e45f", "object": "chat.completion.chunk", "model": self.model}
         last = {**common, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
         if self.model != "vllm":
-            return event(json.dumps({**last, "timings": TIMINGS})) + event("[DONE]") + b"0\r\n\r\n"
+            return event(written({**last, "timings": TIMINGS})) + event("[DONE]") + b"0\r\n\r\n"
         usage = {**common, "choices": [], "usage": USAGE, "metrics": METRICS}
-        return event(json.dumps(last)) + event(json.dumps(usage)) + event("[DONE]") + b"0\r\n\r\n"
+        return event(written(last)) + event(written(usage)) + event("[DONE]") + b"0\r\n\r\n"
 
 
 async def main() -> None:

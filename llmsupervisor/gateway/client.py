@@ -18,14 +18,12 @@ from llmsupervisor.gateway.board import UNKNOWN
 from llmsupervisor.gateway.exchange import Arrived, Exchange
 from llmsupervisor.gateway.guard import Headers
 from llmsupervisor.gateway.hub import Hub
-from llmsupervisor.gateway.relay import BUFFER
 from llmsupervisor.gateway.request import Request
 from llmsupervisor.gateway.route import Refusal
 
 HEAD = 64 * 1024
 FIELDS = 100
 """Headers of one request."""
-TOO_LARGE = Refusal(431, f"the request's headers pass {HEAD} bytes", "headers_too_large")
 AHEAD = 100
 """Requests that may come before the one ahead of them is answered."""
 FIRST = 1.0
@@ -34,11 +32,14 @@ LINGER = 1.0
 """Seconds in which a client may read why it was refused before the connection is closed for good."""
 HIGH, LOW = 256 * 1024, 64 * 1024
 """Bytes waiting for a slow client above which the engine is not read, and below which it is again."""
+BUFFER = memoryview(bytearray(64 * 1024))
+"""What one read brings, of whichever connection: it is used up before the next."""
 SLOWEST = 1024
 """Bytes per second at which a body must come."""
 H2C = re.compile(rb"[^\r]*(?:\r\n[^\r\n]+)*?\r\n(upgrade):[ \t]*h2c[ \t]*\r\n", re.IGNORECASE)
 """In the head of a request: an offer of HTTP/2, which Java's client makes by default. It may be ignored (RFC 9110, 7.8),
 but the parser would take the body for HTTP/2."""
+TOO_LARGE = Refusal(431, f"the request's headers pass {HEAD} bytes", "headers_too_large")
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -226,7 +227,6 @@ class Connection(asyncio.BufferedProtocol):
                 raise _Refused(Refusal(501, "no transfer coding but chunked is understood", "not_implemented"))
             if len(self._reading.headers) >= FIELDS:
                 raise _Refused(Refusal(431, f"more than {FIELDS} headers", "headers_too_large"))
-            self._reading.hosts += name.lower() == b"host"
             self._reading.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def _count_head(self, n: int) -> None:
@@ -243,8 +243,6 @@ class Connection(asyncio.BufferedProtocol):
         assert request is not None
         request.method = self._parser.get_method().decode()
         request.version = self._parser.get_http_version()
-        if wrong := request.settle():
-            raise _Refused(Refusal(400, wrong, "bad_request"))
         length = request.headers.get("content-length", "0")
         self._count_body(int(length) if length.isdigit() else 0, keep=False)
         if request.headers.get("expect", "").lower() == "100-continue" and self._exchange is None and not self._waiting:

@@ -26,8 +26,6 @@ CONNECT = 5.0
 """Seconds."""
 WHOLE = 32 * 1024**2
 """Bytes of an answer that is no stream, held for its filter; a longer one passes unfiltered."""
-BUFFER = memoryview(bytearray(64 * 1024))
-"""What one read brings, of whichever connection: it is used up before the next."""
 HOP = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"trailer", b"upgrade"})
 
 
@@ -51,7 +49,7 @@ class Sink(Protocol):
     def write(self, data: bytes) -> None: ...
 
 
-class Relay(asyncio.BufferedProtocol):
+class Relay(asyncio.Protocol):
     """`filter` makes the one for an answer that is a stream (True) or is not, and for one of JSON lines; None: pass. `headers` are added to a
     head of ours. `started`: our own head of an event stream has been sent already, so errors are events."""
 
@@ -77,7 +75,7 @@ class Relay(asyncio.BufferedProtocol):
         self._complete = self._reusable = False
         self._headed = self._events = self._lines = False
         """Events: also JSON lines, which are a stream like them."""
-        self._sized = self._chunked = self._in_chunk = False
+        self._sized = self._chunked = self._in_chunk = self._steady = False
         self._tail = b""
         """The last two bytes of the body."""
         self.passed = started
@@ -173,14 +171,13 @@ class Relay(asyncio.BufferedProtocol):
         self._transport.write(self._request)
         self._request = b""
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return BUFFER
-
-    def buffer_updated(self, n: int) -> None:
+    def data_received(self, data: bytes) -> None:
         if self._over:
             return
-        data = bytes(BUFFER[:n])
         self.moved = self._loop.time()
+        if self._steady and (content := _content(data)):
+            self._pass_on(data, content)
+            return
         if self.head is None:
             self.head = self.moved
         try:
@@ -188,17 +185,30 @@ class Relay(asyncio.BufferedProtocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._died("bad-answer", f"sent what is no HTTP answer ({error})")
             return
+        if self._headed and self._chunked and not self._in_chunk:
+            self._in_chunk = not data.endswith(b"\n")  # the begin of a chunk's size
         if self._make is None:
             self.passed = True
             self._sink.write(data)
-            if self._chunked and not self._in_chunk and not self._complete:
-                self._in_chunk = not data.endswith(b"\r\n")
         elif not self._complete and (framed := self._framed()):
             self._sink.write(framed)
         if self._complete:
             self._finish()
         else:
             self._catch_up()
+            self._steady = self._events and self._begun and self._chunked and not self._in_chunk
+
+    def _pass_on(self, data: bytes, content: bytes) -> None:
+        """Of an event stream, one chunk, between two: nearly all that engines send. What the parser would do with it takes
+        as long as all the rest."""
+        if self._filter is None:
+            self._tail = (self._tail + content[-2:])[-2:]
+            self._sink.write(data)
+        elif filtered := self._filter.feed(content):
+            self._tail = filtered[-2:]
+            self._sink.write(chunk(filtered))
+        if self.reader is not None:
+            self.reader.feed(content, self.moved)
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._over:
@@ -376,6 +386,14 @@ def _connected(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
+
+
+def _content(data: bytes) -> bytes:
+    """Of what is one chunk and no more; else empty."""
+    at = data.find(b"\r\n", 1, 8)
+    end = len(data) - 2
+    whole = at > 0 and data[:at] == b"%x" % (end - at - 2) and data.endswith(b"\r\n")
+    return data[at + 2 : end] if whole else b""
 
 
 def chunk(data: bytes) -> bytes:
