@@ -73,6 +73,13 @@ def stop_within(drain_timeouts: Sequence[float], queue_deadline: float) -> float
     return max(STOP, min(max(drain_timeouts, default=0.0), queue_deadline) + AFTER)
 
 
+def moving(old: str | None, new: str | None, within: float) -> str:
+    return (
+        f"the gateway moves from {old} to {new}: who connects there is answered when the requests that run on the old address "
+        f"have ended, in {within:g} s at most"
+    )
+
+
 def cannot_listen(listen: str, error: OSError) -> str:
     owner = tree.port_owner(int(_port(listen)))
     who = f": pid {owner[0]} ({owner[1]}) has it" if owner else ""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from llmsupervisor.base.errors import LlmsupervisorError
 from llmsupervisor.base.layout import ServiceFolder
 from llmsupervisor.daemon.conditions import Conditions
-from llmsupervisor.daemon.edge import bind, cannot_listen, death, launch_of, other_version, stop_within
+from llmsupervisor.daemon.edge import bind, cannot_listen, death, launch_of, moving, other_version, stop_within
 from llmsupervisor.daemon.keys import told
 from llmsupervisor.daemon.live import LiveRequests
 from llmsupervisor.daemon.targets import belongs, endpoint_of, limits_of, targets_of
@@ -164,6 +164,8 @@ class Gateway:
         assert self._run is not None
         drains = [runner.plan.service.drain_timeout for runner in self._box.runners.values()]
         within = stop_within(drains, (self._box.edge or UNWANTED).queue_deadline)
+        if not self._ending and (to := self._wanted()) not in (None, self.listening):
+            self.conditions.set("gateway-moves", moving(self.listening, to, within))
         spawn.terminate(self._run)
         for kill, seconds in ((False, within), (True, KILLED)):
             if kill:
@@ -183,7 +185,7 @@ class Gateway:
         self._run.close()
         self._run = self.listening = None
         self._stuck = False
-        self.conditions.clear("gateway", "gateway-stop")
+        self.conditions.clear("gateway", "gateway-moves", "gateway-stop")
         await spawn.adopt(self._folder)
         self._sweep()
 

@@ -176,8 +176,7 @@ class Board:
         if (lease := self.at_once(ticket)) is not None:
             return lease
         if not self.queue.enter(ticket, self._size(ticket)):
-            names = ", ".join(ticket.services)
-            text = f"{max(map(self.queue.waiting, ticket.services))} requests wait for {names} already"
+            text = f"no more requests may wait ({self._stand(ticket)})"
             raise Refused(route.unavailable(text, "queue_full", self._estimate(ticket)))
         self._first_demand(ticket)
         return await self._turn(ticket)
@@ -233,7 +232,7 @@ class Board:
         return target.open and self._suspects.get(target.endpoint, 0.0) <= self._clock()
 
     def _take(self, target: Target, ticket: Ticket) -> Lease:
-        self._rooms[_room(target)].take(ticket)
+        self._rooms[_room(target)].take(ticket, self._clock())
         self.moved(target.endpoint)
         return Lease(self, target, ticket, max(0.0, self._opened.get(target.name, 0.0) - ticket.since))
 
@@ -289,24 +288,30 @@ class Board:
                 self._tell_demand(target.name, oldest)
 
     def _late(self, ticket: Ticket, now: float) -> Refusal:
-        why = []
-        for target in filter(None, map(self.table.target, ticket.services)):
-            room = self._rooms[_room(target)]
-            busy = f"{room.running} of {target.parallel or 'any'} running, {self.queue.waiting(target.name)} waiting"
-            why.append(f"{target.name}: {busy if target.open else target.reason or target.state}")
-        text = f"waited {now - ticket.since:.0f} s without its turn ({'; '.join(why)})"
+        text = f"waited {now - ticket.since:.0f} s without its turn ({self._stand(ticket)})"
         return route.unavailable(text, "queue_timeout", self._estimate(ticket))
 
+    def _stand(self, ticket: Ticket) -> str:
+        """Who runs and waits at its services now."""
+        told = []
+        for target in filter(None, map(self.table.target, ticket.services)):
+            room, waiting = self._rooms[_room(target)], self.queue.waiting(target.name)
+            running = f"{room.running} of {target.parallel or 'any'} running"
+            told.append(
+                f"{target.name}: {running if target.open else target.reason or target.state}, {waiting} waiting"
+            )
+        return "; ".join(told)
+
     def _estimate(self, ticket: Ticket) -> float:
-        """Seconds until one of its services has worked off its present queue (60 at most: requests leave it in other ways,
-        too), and not before it is open."""
+        """Seconds until its turn would come at one of its services if it came back now (60 at most: requests leave a queue in
+        other ways, too), and not before that is open. Where no request has ended yet, nobody knows what one takes: a second."""
         now = self._wall()
         targets = [t for t in map(self.table.target, ticket.services) if t is not None and not t.gone]
-        return min((max(self._work(t), t.opens(now) - now) for t in targets), default=route.AGAIN)
+        return min((max(self._work(t, ticket), t.opens(now) - now) for t in targets), default=route.AGAIN)
 
-    def _work(self, target: Target) -> float:
+    def _work(self, target: Target, ticket: Ticket) -> float:
         waiting, took = self.queue.waiting(target.name), self._took.get(target.name, 1.0)
-        return min(LONG, waiting * took / (target.parallel or 1))
+        return min(LONG, self._rooms[_room(target)].turn_in(ticket, waiting, took, self._clock()))
 
     def _first_demand(self, ticket: Ticket) -> None:
         for target in filter(None, map(self.table.target, ticket.services)):

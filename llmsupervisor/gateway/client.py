@@ -227,6 +227,7 @@ class Connection(asyncio.BufferedProtocol):
                 raise _Refused(Refusal(501, "no transfer coding but chunked is understood", "not_implemented"))
             if len(self._reading.headers) >= FIELDS:
                 raise _Refused(Refusal(431, f"more than {FIELDS} headers", "headers_too_large"))
+            self._reading.hosts += name.lower() == b"host"
             self._reading.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def _count_head(self, n: int) -> None:
@@ -241,8 +242,9 @@ class Connection(asyncio.BufferedProtocol):
             raise _Refused(Refusal(501, "protocols other than HTTP/1.1 are not spoken here", "not_implemented"))
         request = self._reading
         assert request is not None
-        request.method = self._parser.get_method().decode()
-        request.version = self._parser.get_http_version()
+        request.method, request.version = self._parser.get_method().decode(), self._parser.get_http_version()
+        if wrong := request.settle():
+            raise _Refused(Refusal(400, wrong, "bad_request"))
         length = request.headers.get("content-length", "0")
         self._count_body(int(length) if length.isdigit() else 0, keep=False)
         if request.headers.get("expect", "").lower() == "100-continue" and self._exchange is None and not self._waiting:

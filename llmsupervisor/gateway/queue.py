@@ -140,7 +140,8 @@ class Room:
         self.parallel = parallel
         self.kv_tokens = kv_tokens
         self.kv = 0
-        self._held: dict[Ticket, int] = {}
+        self._held: dict[Ticket, float] = {}
+        """Since when, in seconds of the board's clock."""
 
     @property
     def running(self) -> int:
@@ -152,14 +153,26 @@ class Room:
             return False
         return self.kv_tokens is None or not self._held or self.kv + ticket.kv <= self.kv_tokens
 
-    def take(self, ticket: Ticket) -> None:
+    def take(self, ticket: Ticket, now: float = 0.0) -> None:
         assert ticket not in self._held
-        self._held[ticket] = ticket.kv
+        self._held[ticket] = now
         self.kv += ticket.kv
 
     def give(self, ticket: Ticket) -> None:
         """Of one that is not held: nothing happens."""
-        self.kv -= self._held.pop(ticket, 0)
+        if self._held.pop(ticket, None) is not None:
+            self.kv -= ticket.kv
+
+    def turn_in(self, ticket: Ticket, ahead: int, took: float, now: float) -> float:
+        """Seconds until its turn, after `ahead` others, where each takes `took` seconds; one that runs for longer already
+        may end at any moment. Where the engine decides how many places there are: as many as are taken now, and one at least."""
+        ends = sorted(max(0.0, took - (now - since)) for since in self._held.values())
+        places = self.parallel or max(1, len(ends))
+        if self.takes(ticket):
+            ends = [0.0] * (places - len(ends)) + ends
+        ends = ends[-places:] or [0.0]  # more run than there are places: some end before one is free
+        rounds, place = divmod(ahead, len(ends))
+        return ends[place] + rounds * took
 
 
 class _Lane:

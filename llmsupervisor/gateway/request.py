@@ -1,8 +1,15 @@
-"""A request as it was read from a connection. Pure."""
+"""A request as it was read from a connection, and what RFC 9112, section 3, asks of its target and Host. Pure."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+
+_HOST = r"(?:\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~%-]+)?\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?"
+_NAMED = re.compile(_HOST)
+_PATH = re.compile(rb"/[!-\"$-~]*")
+_ABSOLUTE = re.compile(rb"(?i:https?)://(?![:/?])(%s)((?:[/?][!-\"$-~]*)?)" % _HOST.encode())
+"""The empty name of a host is none (RFC 9110, 4.2.1), and there is no user in it (4.2.4)."""
 
 
 @dataclass(slots=True)
@@ -11,7 +18,11 @@ class Request:
     """When its first byte came, in seconds of the loop's clock."""
     method: str = ""
     url: bytes = b""
+    """The target, as it came; `settle` makes a path and a query of it."""
     headers: dict[str, str] = field(default_factory=dict)
+    """Of several with one name the last."""
+    hosts: int = 0
+    """Host headers."""
     body: bytearray = field(default_factory=bytearray)
     version: str = "1.1"
     keep_alive: bool = True
@@ -19,3 +30,24 @@ class Request:
     @property
     def path(self) -> str:
         return self.url.partition(b"?")[0].decode("latin-1")
+
+    def settle(self) -> str:
+        """What is wrong with its target or its Host; empty: nothing. Of a target in absolute form the path stays, and
+        its authority is the Host, whatever that says (3.2.2)."""
+        host = self.headers.get("host")
+        if self.hosts > 1:
+            return "a request has one Host header, this one has more"
+        if host is None and self.version not in ("0.9", "1.0"):
+            return f"a request of HTTP/{self.version} has one Host header, this one has none"
+        if host is not None and not _NAMED.fullmatch(host):
+            return "the Host header is no host with a port or without"
+        if _PATH.fullmatch(self.url) or (self.url == b"*" and self.method == "OPTIONS"):
+            return ""
+        absolute = _ABSOLUTE.fullmatch(self.url)
+        if absolute is None:
+            return (
+                "the target of a request is a path, with a query or without, or an http URL with a host and no fragment"
+            )
+        self.headers["host"] = absolute[1].decode()
+        self.url = absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
+        return ""

@@ -121,7 +121,7 @@ def test_a_refused_head_has_no_body(gateway: Standalone, path: str) -> None:
     """Its bytes would be read as the next answer."""
     with gateway.client() as sock:
         sock.sendall(
-            f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n".encode()
+            f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
         )
         head, _, rest = drain(sock).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 40") and rest.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -134,7 +134,10 @@ def test_an_offer_of_http_2_is_ignored(gateway: Standalone) -> None:
         sock.sendall(post({"model": "chat", "prompt": "\r\nUpgrade: h2c\r\n"}, headers=offer))
         assert sock.recv(65536).endswith(b"ok")
         text = b'{"model": "chat"}\r\nUpgrade: h2c\r\n'
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(text)
+        head = (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+            % len(text)
+        )
         sock.sendall(head + text)
         assert Answer(drain(sock)).code == "invalid_json", "as it came"
     assert gateway.engine.said()[0]["prompt"] == "\r\nUpgrade: h2c\r\n"
@@ -142,7 +145,7 @@ def test_an_offer_of_http_2_is_ignored(gateway: Standalone) -> None:
 
 def test_headers_within_the_limit_that_come_in_pieces(gateway: Standalone) -> None:
     headers = "".join(f"X-{i}: {'v' * 1000}\r\n" for i in range(50))
-    request = f"GET /healthz HTTP/1.1\r\nConnection: close\r\n{headers}\r\n".encode()
+    request = f"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n".encode()
     with gateway.client() as sock:
         for start in range(0, len(request), 8192):
             sock.sendall(request[start : start + 8192])

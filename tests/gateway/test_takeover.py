@@ -80,6 +80,8 @@ def test_a_changed_address_takes_over_under_load(box: Box) -> None:
     with Callers(old, new) as callers, box.stream(20_000) as stream:
         box.listen = new
         box.write(chat)
+        told = wait_until(lambda: box.conditions().get("gateway-moves"), 30, "why the new address does not answer yet")
+        assert f"from {old} to {new}" in told and "in 10 s at most" in told
         wait_until(lambda: callers.outcomes["refused"] >= 20, 60, lambda: f"{callers.outcomes}")
         status, _ = request(f"{box.url}/healthz", timeout=LONGEST)
         assert status == 200, "who connected before the new gateway ran is answered by it"
@@ -87,6 +89,7 @@ def test_a_changed_address_takes_over_under_load(box: Box) -> None:
             stream.rest()
     assert b"event: error" in cut.value.partial and b"the gateway, which is ending" in cut.value.partial
     assert set(callers.outcomes) == {"answered", "refused"}, callers.outcomes
+    assert "gateway-moves" not in box.conditions()
     box.ready()
     assert box.post()[0] == 200 and box.daemon.service("chat")["restarts"] == 0
 

@@ -116,14 +116,18 @@ def test_a_large_body_holds_up_nobody(gateway: Standalone) -> None:
 # --- requests that are not ----------------------------------------------------------------------------------------
 
 CASES = {
-    "no such route": (b"POST /slots/0?action=save HTTP/1.1\r\nContent-Length: 0\r\n\r\n", 404, "/v1/chat/completions"),
-    "wrong method": (b"GET /v1/chat/completions HTTP/1.1\r\n\r\n", 405, "POST"),
+    "no such route": (
+        b"POST /slots/0?action=save HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+        404,
+        "/v1/chat/completions",
+    ),
+    "wrong method": (b"GET /v1/chat/completions HTTP/1.1\r\nHost: x\r\n\r\n", 405, "POST"),
     "upgrade": (b"GET /healthz HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n", 501, "HTTP/1.1"),
     "old version": (b'POST /infill HTTP/1.0\r\nContent-Length: 17\r\n\r\n{"model": "chat"}', 505, "1.0"),
-    "no JSON": (b"POST /infill HTTP/1.1\r\nContent-Length: 1\r\nConnection: close\r\n\r\n{", 400, "JSON"),
-    "no model": (b"POST /infill HTTP/1.1\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}", 400, "model"),
+    "no JSON": (b"POST /infill HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nConnection: close\r\n\r\n{", 400, "JSON"),
+    "no model": (b"POST /infill HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}", 400, "model"),
     "unknown model": (post({"model": "gpt"}), 404, "chat, smollm2"),
-    "huge body": (b"POST /infill HTTP/1.1\r\nContent-Length: 33554433\r\n\r\n", 413, "33554432"),
+    "huge body": (b"POST /infill HTTP/1.1\r\nHost: x\r\nContent-Length: 33554433\r\n\r\n", 413, "33554432"),
     "huge head": (b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 70000, 431, "65536"),
 }
 

@@ -1,177 +1,21 @@
-"""The board: what a view changes for who waits and runs, when a refused client is told to come again, and the leases."""
+"""The board: what a view changes for who waits and runs, and the leases."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.board import NOW, Known, after, refused, run, target, ticket, waiting
 
 from llmsupervisor.gateway import board as module
-from llmsupervisor.gateway.board import SUSPECT, Board, Lease, Refused
-from llmsupervisor.gateway.queue import Ticket
-from llmsupervisor.gateway.route import LONGEST, SOMEBODY, Refusal
-
-NOW, UNIX = 1000.0, 1_790_000_000.0
-
-
-class Known(Board):
-    """A board whose time is the test's, and which keeps what it tells."""
-
-    def __init__(self, folder: Path) -> None:
-        self.now = NOW
-        super().__init__(folder / "view.json", lambda: self.now, lambda: UNIX + self.now - NOW)
-        self.told: list[Mapping[str, Any]] = []
-        self.tell = self.told.append
-        self.generation = 0
-
-    def see(self, *targets: dict[str, Any], **more: Any) -> None:
-        self.generation += 1
-        self.apply({"generation": self.generation, "targets": targets, **more})
-
-    def heard(self, kind: str) -> list[Mapping[str, Any]]:
-        return [message for message in self.told if message["type"] == kind]
+from llmsupervisor.gateway.board import SUSPECT, Refused
 
 
 @pytest.fixture
 def board(tmp_path: Path) -> Known:
     return Known(tmp_path)
-
-
-def target(name: str = "chat", state: str = "open", attempt: int = 1, **more: Any) -> dict[str, Any]:
-    place = {"target": name, "service": name, "endpoint": f"{name}@{attempt}", "address": "http://127.0.0.1:18400"}
-    return {**place, "state": state, "reason": "", "names": [name], "inject": {}, "parallel": 1, **more}
-
-
-def ticket(*services: str, since: float = NOW, client: str = "", deadline: float = NOW + 60) -> Ticket:
-    return Ticket(client, 1.0, 100, 100, services or ("chat",), since, deadline)
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(main)
-
-
-async def waiting(board: Board, ticket: Ticket) -> asyncio.Task[Lease]:
-    task = asyncio.ensure_future(board.admitted(ticket))
-    await asyncio.sleep(0)
-    return task
-
-
-async def refused(task: asyncio.Task[Lease]) -> Refusal:
-    with pytest.raises(Refused) as caught:
-        await task
-    return caught.value.refusal
-
-
-def after(refusal: Refusal) -> int:
-    assert refusal.status == 503
-    return int(dict(refusal.headers)["Retry-After"])
-
-
-# --- when to come again -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("replicas", "seconds"),
-    [
-        ([target(state="gone")], SOMEBODY),
-        ([target(state="gone", retry_at=UNIX + 299.5)], 300),
-        ([target(state="gone", retry_at=UNIX - 5)], 1),
-        ([target(state="gone", retry_at=UNIX + 9e9)], LONGEST),
-        ([target(state="gone", retry_at=UNIX + 600), target("other", "gone", retry_at=UNIX + 120)], 120),
-        ([target(state="gone"), target("other", "gone", retry_at=UNIX + 120)], 120),
-        ([], SOMEBODY),
-    ],
-    ids=["a person", "known", "due", "far", "the first of two", "one is known", "removed"],
-)
-def test_what_is_gone_says_when_it_comes_back(board: Known, replicas: list[dict[str, Any]], seconds: int) -> None:
-    board.see(*replicas)
-
-    async def main() -> None:
-        assert after(await refused(await waiting(board, ticket("chat", "other")))) == seconds
-
-    run(main())
-
-
-def test_what_waits_hears_of_its_end_and_of_the_next_try(board: Known) -> None:
-    async def main() -> None:
-        board.see(target(state="hold"))
-        task = await waiting(board, ticket())
-        board.see(target(state="gone", reason="FAILED: bad flag", retry_at=UNIX + 250))
-        refusal = await refused(task)
-        assert after(refusal) == 250 and "bad flag" in refusal.message and not board.queue.waiting("chat")
-
-    run(main())
-
-
-@pytest.mark.parametrize(
-    ("replicas", "seconds"),
-    [
-        ([target(state="hold")], 30),
-        ([target(state="hold", parallel=4)], 8),
-        ([target(state="hold", parallel=None)], 30),
-        ([target(state="hold", retry_at=UNIX + 10)], 30),
-        ([target(state="hold", retry_at=UNIX + 40)], 40),
-        ([target(state="hold", retry_at=UNIX + 500)], 500),
-        ([target(state="hold", retry_at=UNIX + 500), target("other", "hold")], 3),
-        ([target(state="hold"), target("other", "gone")], 30),
-        ([target(state="hold", load_s=90, loading_since=UNIX - 20)], 70),
-        ([target(state="hold", load_s=90, loading_since=UNIX - 900, parallel=30)], 1),
-        ([target(state="hold", load_s=90, retry_at=UNIX + 40)], 130),
-        ([target(state="hold", load_s=90, loading_since=UNIX), target("other", "hold", load_s=20)], 20),
-    ],
-)
-def test_a_queue_says_when_it_is_worked_off(board: Known, replicas: list[dict[str, Any]], seconds: int) -> None:
-    """Ten wait, a request takes 3 seconds, and at the other one a single one waits."""
-
-    async def main() -> None:
-        board.see(target(), target("other"))
-        for name in ("chat", "other"):
-            (await board.admitted(ticket(name))).release(took=3.0)
-        board.see(*replicas)
-        others = [await waiting(board, ticket()) for _ in range(10)] + [await waiting(board, ticket("other"))]
-        late = await waiting(board, ticket("chat", "other", since=NOW - 60, deadline=NOW))
-        board.look()
-        refusal = await refused(late)
-        assert refusal.code == "queue_timeout" and "waited 60 s" in refusal.message and after(refusal) == seconds
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-
-    run(main())
-
-
-def test_a_queue_is_never_said_to_take_long(board: Known) -> None:
-    async def main() -> None:
-        board.see(target())
-        (await board.admitted(ticket())).release(took=500.0)
-        board.see(target(state="hold"), limits={"queue_size": 1})
-        first = await waiting(board, ticket())
-        refusal = await refused(await waiting(board, ticket()))
-        assert (refusal.code, after(refusal)) == ("queue_full", 60) and "1 requests wait for chat" in refusal.message
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
-
-    run(main())
-
-
-def test_the_mean_of_what_requests_took_follows_them(board: Known) -> None:
-    """One that was cut short tells nothing."""
-
-    async def main() -> None:
-        board.see(target())
-        for took in (10.0, None, 20.0):
-            (await board.admitted(ticket())).release(took)
-        board.see(target(state="hold"))
-        task = await waiting(board, ticket())
-        assert board._estimate(ticket()) == pytest.approx(11.0)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    run(main())
 
 
 # --- turns ------------------------------------------------------------------------------------------------------------

@@ -322,3 +322,35 @@ def test_what_left_is_not_kept() -> None:
     del passing, taken
     assert sum(isinstance(each, Ticket) for each in gc.get_objects()) < 500
     assert drain(queue) == [stays]
+
+
+@given(
+    began=st.lists(st.floats(-30, 0), max_size=6),
+    places=st.integers(1, 6),
+    ahead=st.integers(0, 20),
+    took=st.floats(0.1, 20),
+)
+def test_the_time_until_a_turn_is_that_of_playing_it_through(
+    began: list[float], places: int, ahead: int, took: float
+) -> None:
+    """Each one takes the next place that is free; where more run than there are places, nobody takes the first ones."""
+    room = Room(places)
+    for since in began:
+        room.take(ticket(), since)
+    free = sorted([max(0.0, took + since) for since in began] + [0.0] * (places - len(began)))[-places:]
+    for _ in range(ahead):
+        free = sorted([*free[1:], free[0] + took])
+    assert room.turn_in(ticket(), ahead, took, 0.0) == pytest.approx(free[0])
+
+
+@pytest.mark.parametrize(
+    ("parallel", "kv_tokens", "kv", "turn"),
+    [(None, None, 0, 9.0), (None, 200, 100, 9.0), (9, 200, 100, 9.0), (9, 300, 100, 0.0)],
+    ids=["the engine decides", "tokens", "tokens before places", "neither"],
+)
+def test_places_that_nobody_said(parallel: int | None, kv_tokens: int | None, kv: int, turn: float) -> None:
+    """Two run since 4 and 1 seconds, each takes 10, one is ahead."""
+    room = Room(parallel, kv_tokens)
+    for since in (-4.0, -1.0):
+        room.take(ticket(kv=100), since)
+    assert room.turn_in(ticket(kv=kv), 1, 10.0, 0.0) == turn
