@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import types
 from pathlib import Path
-from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, get_args, get_type_hints
 
 import pytest
+from support.shapes import mismatches
 
 from llmsupervisor.base.errors import Exit
 from llmsupervisor.link.advice import Advice, Fixed
@@ -55,35 +55,6 @@ TYPES: dict[str, Any] = {
 
 def blocks() -> list[tuple[str, str]]:
     return re.findall(r"^```json (\S+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-
-
-def mismatches(value: object, kind: Any, place: str) -> list[str]:
-    """Where `value` is not of the type `kind`: a TypedDict, list, dict, union, Literal or plain type."""
-    origin = get_origin(kind)
-    if origin is NotRequired:
-        return mismatches(value, get_args(kind)[0], place)
-    if is_typeddict(kind):
-        if not isinstance(value, dict):
-            return [f"{place}: {value!r} is no object"]
-        hints = get_type_hints(kind, include_extras=True)
-        optional = {k for k, hint in hints.items() if get_origin(hint) is NotRequired or not kind.__total__}
-        found = [f"{place}.{k}: not in the type" for k in sorted(set(value) - set(hints))]
-        found += [f"{place}.{k}: not in the example" for k in sorted(set(hints) - optional - set(value))]
-        return found + [m for k in value if k in hints for m in mismatches(value[k], hints[k], f"{place}.{k}")]
-    if origin in (Union, types.UnionType):
-        tried = [mismatches(value, option, place) for option in get_args(kind)]
-        return min(tried, key=len)
-    if origin is Literal:
-        return [] if value in get_args(kind) else [f"{place}: {value!r} is none of {get_args(kind)}"]
-    if origin is list and isinstance(value, list):
-        return [m for i, item in enumerate(value) for m in mismatches(item, get_args(kind)[0], f"{place}[{i}]")]
-    if origin is dict and isinstance(value, dict):
-        return [m for k, item in value.items() for m in mismatches(item, get_args(kind)[1], f"{place}.{k}")]
-    if kind is Any:
-        return []
-    plain = origin or kind
-    fits = type(value) is plain or (plain is float and type(value) is int)
-    return [] if fits else [f"{place}: {value!r} is no {plain.__name__}"]
 
 
 @pytest.mark.parametrize(("name", "text"), blocks(), ids=[name for name, _ in blocks()])

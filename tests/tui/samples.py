@@ -129,13 +129,22 @@ def gpu(index: int = 0, **changes: Any) -> Json:
         "memory_used_bytes": 10 * GIB,
         "memory_reserved_bytes": GIB // 4,
         "processes": [
-            {"pid": 4712, "service": "chat", "name": "llama-server", "memory_used_bytes": 9 * GIB, "user": "llm"},
+            {
+                "pid": 4712,
+                "service": "chat",
+                "name": "llama-server",
+                "memory_used_bytes": 9 * GIB,
+                "user": "llm",
+                "command": "/opt/llama-server -m m.gguf",
+                "kind": "compute",
+            },
             {
                 "pid": 2211,
                 "service": None,
                 "name": "Xorg",
                 "memory_used_bytes": GIB // 2,
                 "user": "root",
+                "command": "/usr/lib/xorg/Xorg",
                 "kind": "graphics",
             },
         ],

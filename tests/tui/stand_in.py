@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tui.samples import GIB
+
 from llmsupervisor.link.frames import decode, encode
 
 Json = dict[str, Any]
@@ -51,6 +53,13 @@ class StandIn:
             "gateway": None,
             "services": services,
             "gpus": [],
+            "nvml": {"error": None, "time": time.time() - 1, "driver": "580.95.05"},
+            "host": {
+                "time": time.time() - 1, "cpu_count": 16, "cpu_busy": 0.12, "memory_total_bytes": 64 * GIB,
+                "memory_available_bytes": 48 * GIB, "swap_total_bytes": 0, "swap_used_bytes": 0,
+                "disks": [{"path": "/models", "services": ["chat"], "total_bytes": 932 * GIB, "free_bytes": 373 * GIB}],
+                "weights": [{"service": "chat", "bytes": 5 * GIB, "cached_bytes": None}],
+            },
         }  # fmt: skip
         self._logs: dict[str, list[str]] = {}
         self._news = threading.Condition()

@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.shapes import mismatches
 from textual.pilot import Pilot
 from textual.widgets import Log
 from tui.driving import PLACES, an_app, drive, until
-from tui.samples import service
+from tui.samples import gpu, service
 from tui.stand_in import StandIn
 
+from llmsupervisor.link.client import connect
+from llmsupervisor.link.status import Status
 from llmsupervisor.tui.logpane import LogPane
 
 EXIT = {
@@ -58,6 +61,12 @@ def test_services_and_the_log_are_readable_at_every_size(stand_in: StandIn, size
             assert "[bold]exit 1[/bold]" in shown, "markup from outside is text"
 
     drive(stand_in, size, play, lang)
+
+
+def test_the_daemon_that_stands_in_tells_what_the_real_one_tells(stand_in: StandIn) -> None:
+    stand_in.tell(gpus=[gpu()])
+    with connect(str(stand_in.path)) as client:
+        assert not (found := mismatches(client.call("status"), Status, "status")), "\n".join(found)
 
 
 def test_the_selected_service_has_the_detail_and_the_log(stand_in: StandIn) -> None:
