@@ -64,7 +64,7 @@ def pad(text: str, cells: int, right: bool = False) -> str:
     return space + text if right else text + space
 
 
-_PLAIN = str.maketrans("–—…→·×≈│─□○◌◐●◑▽▼✕↻✖", "--~>-x~|-_o?>*!vVx~X")
+_PLAIN = str.maketrans("–—…→·×≈│─□○◌◐●◑▽▼✕↻✖█░", "--~>-x~|-_o?>*!vVx~X#-")
 
 
 def ascii_only(text: str) -> str:

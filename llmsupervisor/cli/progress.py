@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from llmsupervisor.base.progress import name_of, shares
 from llmsupervisor.base.text import ascii_only, cut, pad, printable
 from llmsupervisor.cli import views
 from llmsupervisor.cli.views import Line, Span
@@ -29,15 +30,23 @@ class _Seen:
     started: float | None = None
     """When the present start began."""
     phase: str = ""
+    """With how far it is."""
+    step: tuple[str, list[int]] = ("", [])
+    """What the last line about the phase was for: its words, and tenths."""
+    far: bool = False
+    """A model of it is made, whatever its state."""
     endpoint: str = ""
     exit: Exit | None = None
     conditions: dict[str, str] = field(default_factory=dict)
 
 
 class Progress:
-    """Successive statuses and events in, lines to print out. A change that both tell is told once."""
+    """Successive statuses and events in, lines to print out. A change that both tell is told once. `piped`: no live line
+    shows how far something is, so each tenth of it has a line.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, piped: bool = False) -> None:
+        self._piped = piped
         self._seen: dict[str, _Seen] = {}
         self._spec_error: str | None = None
         self._conditions: dict[str, str] = {}
@@ -75,7 +84,7 @@ class Progress:
         """What is under way, one line a service; empty while everything rests."""
         lines = []
         for name, seen in self._seen.items():
-            if seen.state in _MOVING:
+            if seen.state in _MOVING or seen.far:
                 phase = f"  {printable(seen.phase)} … " if seen.phase else "  "
                 spent = Span(f"{max(0.0, now - seen.since):.1f}s", "dim")
                 lines.append(_line(name, [views.state_span(seen.state), Span(phase), spent]))
@@ -90,11 +99,14 @@ class Progress:
             lines += self._state(name, service["state"], service["since"], service["reason"])
         if service["state"] in {"BACKOFF", "FAILED"} and (exit := service["last_exit"]):
             lines += self._exit(name, exit, said=service["reason"])
-        phase = service["phase"] or ""
-        if phase != seen.phase:
-            seen.phase = phase
-            if phase and service["state"] == seen.state:
-                lines.append(_line(name, [views.state_span(seen.state), Span(f"  {printable(phase)} …")]))
+        seen.phase, seen.far = views.phase(service), any(map(views.how_far, service["targets"]))
+        words = name_of(service["phase"] or "")
+        step = (words, [share // 10 for share in shares(seen.phase)] if self._piped else [])
+        if step != seen.step:
+            seen.step = step
+            said = seen.phase if self._piped else words
+            if said and service["state"] == seen.state:
+                lines.append(_line(name, [views.state_span(seen.state), Span(f"  {printable(said)} …")]))
         conditions = {c["id"]: c["text"] for c in service["conditions"]}
         lines += _changed(name, seen.conditions, conditions)
         seen.conditions = conditions
@@ -116,7 +128,7 @@ class Progress:
         spent = ""
         if state == "READY" and seen.started is not None:
             spent = f" in {max(0.0, since - seen.started):.1f}s"
-        seen.state, seen.since, seen.phase = state, since, ""
+        seen.state, seen.since, seen.phase, seen.step = state, since, "", ("", [])
         line = [views.state_span(state), Span(spent)]
         if state == "READY" and seen.endpoint:
             line.append(Span(f"  {printable(seen.endpoint)}", "bold"))

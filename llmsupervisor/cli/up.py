@@ -55,7 +55,8 @@ class Teller:
         self._thread.join(timeout=1.0)
 
     def _print(self) -> None:
-        progress, printer = Progress(), Printer(Output())
+        out = Output()
+        progress, printer = Progress(piped=not out.tty), Printer(out)
         try:
             while True:
                 try:

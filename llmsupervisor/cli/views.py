@@ -7,12 +7,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from llmsupervisor.base.progress import transfer, with_bar
 from llmsupervisor.base.text import cut, pad, printable, width
 from llmsupervisor.base.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from llmsupervisor.link.events import Event
-    from llmsupervisor.link.services import Condition, Exit, Service, Target, TargetProgress
+    from llmsupervisor.link.services import Condition, Exit, Service, Target
     from llmsupervisor.link.status import Status
 
 UNKNOWN = "–"
@@ -117,10 +118,33 @@ class Column(NamedTuple):
 
 
 def reason(service: Service) -> str:
+    return _because(service, phase(service))
+
+
+def _because(service: Service, phase: str) -> str:
     parts = [service["reason"]]
-    if service["phase"] and service["phase"] not in service["reason"]:
-        parts.insert(0, service["phase"])
+    if phase and phase not in service["reason"]:
+        parts.insert(0, phase)
     return printable("; ".join(p for p in parts if p).replace("\n", " "))
+
+
+def phase(service: Service) -> str:
+    """What it is at and how far, each model that is made by itself."""
+    parts = with_bar(service["phase"] or "").split(", ")
+    for target in service["targets"]:
+        if (said := target.get("progress")) and (bar := how_far(target)):
+            begin = f"{target['model']}: "
+            place = next((n for n, part in enumerate(parts) if part.startswith(begin)), len(parts))
+            parts[place : place + 1] = [f"{begin}{said['status']} {bar}"]
+    return ", ".join(filter(None, parts))
+
+
+def how_far(target: Target) -> str:
+    """Of an upload, a create or a pull; empty where it does not tell its bytes."""
+    said = target.get("progress")
+    if said is None or said["completed"] is None:
+        return ""
+    return transfer(said["completed"], said["total"], said.get("bytes_per_s"))  # an older daemon tells no rate
 
 
 # --- notes: what is wrong or unusual with one service ---------------------------------------------------------------
@@ -204,7 +228,7 @@ def detail(service: Service, now: float) -> list[Line]:
     """Everything that is known of one service."""
     head = [Span(printable(service["name"]), "bold"), Span("  "), state_span(service["state"])]
     head.append(Span(f" for {age(now - service['since'])}"))
-    if said := reason(service):
+    if said := _because(service, with_bar(service["phase"] or "")):
         head.append(Span(f"  {said}", "dim"))
     facts = [
         service["runtime"],
@@ -217,11 +241,15 @@ def detail(service: Service, now: float) -> list[Line]:
     lines: list[Line] = [head, [Span(printable("  ".join(facts)))], *notes(service, now)]
     if service["state"] == "READY" and service["last_exit"] is not None:
         lines += exit_lines(service["last_exit"], now)
-    lines += [_target_line(target) for target in service["targets"]]
+    for target in service["targets"]:
+        lines.append(_target_line(target))
+        if bar := how_far(target):
+            lines.append([Span("  "), Span(bar, "busy")])
     return lines + asked_lines(service)
 
 
 def _target_line(target: Target) -> Line:
+    progress = target.get("progress")
     figures = [
         f"{target['model']} ({', '.join(target['names'])})",
         target["state"],
@@ -230,20 +258,10 @@ def _target_line(target: Target) -> Line:
         f"waiting {number(target['requests_waiting'])}",
         f"queued {number(target['requests_queued'])}",
         target.get("reason", ""),
-        progress_text(target.get("progress")),
+        progress["status"] if progress else "",
     ]
     figures = [figure for figure in figures if figure]
     return [Span("target ", "dim"), Span(printable("  ".join(figures)))]
-
-
-def progress_text(said: TargetProgress | None) -> str:
-    """Of an upload, a create or a pull."""
-    if said is None:
-        return ""
-    done, total = said["completed"], said["total"]
-    if not total or done is None:
-        return said["status"]
-    return f"{said['status']}: {percent(done / total)} of {format_size(total)}"
 
 
 def asked_lines(service: Service) -> list[Line]:

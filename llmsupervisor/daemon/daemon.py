@@ -34,6 +34,7 @@ from llmsupervisor.daemon.reload import Reloader
 from llmsupervisor.daemon.source import Planned
 from llmsupervisor.daemon.start import sweep
 from llmsupervisor.daemon.store import Store
+from llmsupervisor.daemon.telling import Tell, Telling
 from llmsupervisor.daemon.trends import Trends
 from llmsupervisor.host import tree
 from llmsupervisor.host.clock import SystemClock
@@ -50,8 +51,6 @@ GIVES_WAY = frozenset({State.STOPPED, State.FAILED, State.READY, State.IDLE, Sta
 """What waits for a GPU looks again when another service enters one of these."""
 LAG = 1.0
 """Seconds that the loop may come late before it is shown."""
-
-Tell = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class Daemon:
         self.reloader = Reloader(self.box, self.reconciler, self.notify, self._ring)
         self.store, self.trends = Store(self), Trends(self)
         self.reloader.observer.store = self.store
-        self._tell = tell
+        self.telling = Telling(tell, self.status, lambda: any(r.seen.phase for r in self.box.runners.values()))
         self._news = asyncio.Event()
         self._end: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.down_by: str | None = None
@@ -172,6 +171,7 @@ class Daemon:
                     self.reloader.observer.run,
                     self.store.run,
                     self.trends.run,
+                    self.telling.run,
                     self._watch_leftovers,
                 )
                 tasks = [asyncio.create_task(self._guarded(work)) for work in (*works, *more)]
@@ -345,8 +345,7 @@ class Daemon:
         self._news.set()
         self._news = asyncio.Event()
         self.gateway.wake()
-        if self._tell is not None:
-            self._tell(self.status())
+        self.telling.now()
 
     def save(self) -> None:
         """Writes only what changed: a save costs two syncs of the disk."""

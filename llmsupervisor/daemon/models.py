@@ -305,9 +305,11 @@ class Models:
         return found is not None and found[0].start >= dead.identity.start and found[0] not in known
 
     def look(self) -> None:
-        """Each second: the log, and now and then what somebody else had loaded."""
+        """Each second: the log, how fast what is made goes on, and now and then what somebody else had loaded."""
         if self._log is not None:
             self._log.read()
+        for entry in self._entries.values():
+            entry.pace.look(self._now(), entry.progress)
         self._looks += 1
         if self._process is None or self._looks % APPEAR:
             return
@@ -374,7 +376,7 @@ class Models:
     def phase(self) -> str | None:
         """Of those that are not there yet."""
         texts = [
-            f"{name}: {entry.target.state}" + (f" ({entry.progress.text()})" if entry.progress else "")
+            f"{name}: {entry.progress.status if entry.progress else entry.target.state}"
             for name, entry in self._entries.items()
             if entry.target.state in (TargetState.CREATING, TargetState.LOADING)
         ]

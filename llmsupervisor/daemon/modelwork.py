@@ -20,6 +20,7 @@ from llmsupervisor.runtime.engine import Call
 from llmsupervisor.runtime.generic import probe
 from llmsupervisor.runtime.llama_server import buffers
 from llmsupervisor.runtime.models import Model, Progress
+from llmsupervisor.runtime.pace import Pace
 from llmsupervisor.service.target import Created, Found, Loaded, Target, TargetEvent, Unloaded
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Entry:
     model: Model
     target: Target = field(default_factory=Target)
     progress: Progress | None = None
+    pace: Pace = field(default_factory=Pace)
+    """Of its progress."""
     blob: str = ""
     process: RunnerProcess | None = None
     superseded: str = ""

@@ -82,6 +82,7 @@ async def startup(runner: Runner, process: Process) -> None:
 async def _models_settled(runner: Runner, process: Process) -> None:
     """Each has had its own first request. One that fails holds back nobody but those who ask for it."""
     settled = asyncio.ensure_future(runner.models.settled())
+    runner.seen.phase = runner.models.phase()
     seen, until = _effort(process), asyncio.get_running_loop().time() + SETTLE * runner.policy.start_timeout
     try:
         while not settled.done() and asyncio.get_running_loop().time() < until:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from llmsupervisor.base.clock import Clock
+from llmsupervisor.base.progress import name_of
 from llmsupervisor.host.http import Answer
-from llmsupervisor.service.steps import Mark, Step, name_of, steps
+from llmsupervisor.service.steps import Mark, Step, steps
 
 
 class Probe(NamedTuple):

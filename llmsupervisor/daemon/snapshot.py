@@ -21,12 +21,12 @@ from llmsupervisor.host import tree
 from llmsupervisor.host.gpu import GpuProcess, Sample
 from llmsupervisor.plan.sums import Place
 from llmsupervisor.runtime.engine import Allocated, Figures, Parts
-from llmsupervisor.runtime.models import Progress
 from llmsupervisor.service.states import HAS_PROCESS, State, Status
 from llmsupervisor.spec.names import names_of
 
 if TYPE_CHECKING:
     from llmsupervisor.daemon.daemon import Daemon
+    from llmsupervisor.daemon.modelwork import Entry
 
 COMMAND = 200
 """Characters of another process's command line at most."""
@@ -207,15 +207,18 @@ def _models(runner: Runner, names: list[str], trends: Trends, clock: float) -> l
                 "context_length": entry.model.context_length,
                 "keep_alive_s": entry.model.keep_alive,
                 "retry_at": None if target.deadline is None or target.state != "failed" else clock + target.deadline,
-                "progress": _progress(entry.progress),
+                "progress": _progress(entry),
                 "runner": None if process is None else _runner(process),
             }
         )
     return found
 
 
-def _progress(said: Progress | None) -> dict[str, Any] | None:
-    return None if said is None else {"status": said.status, "completed": said.completed, "total": said.total}
+def _progress(entry: Entry) -> dict[str, Any] | None:
+    if (said := entry.progress) is None:
+        return None
+    told = {"status": said.status, "completed": said.completed, "total": said.total}
+    return {**told, "bytes_per_s": entry.pace.bytes_per_s(said.status)}
 
 
 def _runner(process: RunnerProcess) -> dict[str, Any]:

@@ -155,6 +155,8 @@ class TargetProgress(TypedDict):
     completed: int | None
     """Bytes."""
     total: int | None
+    bytes_per_s: float | None
+    """Over the last 10 s. None: it was not seen for long enough."""
 
 
 class TargetRunner(TypedDict):

@@ -10,7 +10,6 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
-from llmsupervisor.base.units import format_size
 from llmsupervisor.runtime.engine import Call
 from llmsupervisor.spec.model import OllamaModel, Service
 
@@ -143,11 +142,6 @@ class Progress:
     status: str
     completed: int | None = None
     total: int | None = None
-
-    def text(self) -> str:
-        if not self.total or self.completed is None:
-            return self.status
-        return f"{self.status}: {100 * self.completed // self.total} % of {format_size(self.total)}"
 
 
 def progress(line: Any) -> Progress | str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from llmsupervisor.base.progress import name_of
+
 MOST = 12
 """Steps that are told apart; whatever comes after them counts as the last."""
-_SHARE = re.compile(r"[ ,:(]+\d+ %.*$")
 
 
 class Mark(NamedTuple):
@@ -20,12 +20,6 @@ class Mark(NamedTuple):
 class Step(NamedTuple):
     phase: str
     seconds: float
-
-
-def name_of(text: str) -> str:
-    """Without how far it is: `loads weights, 43 %` and `loads weights, 44 %` are one step."""
-    name = _SHARE.sub("", text)
-    return f"{name})" if name.count("(") > name.count(")") else name
 
 
 def steps(began: float, marks: Sequence[Mark], ended: float) -> list[Step]:

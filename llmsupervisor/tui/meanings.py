@@ -96,7 +96,10 @@ _RESTARTS = Meaning(
     "no count of crashes: also those that somebody ordered. The events say why each was",
 )
 _PID = Meaning("the daemon: the runtime's main process; status: pid", "workers have their own: page 7")
-_REASON = Meaning("the daemon: why the state is as it is, and what a load is at; status: reason, phase")
+_REASON = Meaning(
+    "the daemon: why the state is as it is, and what a load is at and how far; status: reason, phase, targets[].progress",
+    "the rate is that of the last 10 s; the time left is what the rest takes at that rate",
+)
 _CONDITION = Meaning(
     "the daemon: what is wrong while it goes on; status: services[].conditions", "none of them stops or restarts anything"
 )  # fmt: skip

@@ -17,6 +17,8 @@ from support.faults import Box
 from support.spec import fake
 from support.wait import wait_until
 
+from llmsupervisor.base.text import ascii_only
+
 
 def listed(daemon: Daemon, name: str, **args: Any) -> list[Any]:
     return list(control.items(daemon.socket, name, **args))
@@ -70,6 +72,24 @@ def test_how_long_each_phase_of_a_start_took_and_what_the_last_look_found(faults
     assert dead["status"] == 503 and dead["time"] > probe["time"]
     faults.daemon.call("stop", service="chat", by="test", timeout=60)
     assert faults.daemon.service("chat")["probe"] is None
+
+
+STEPS = r"steps = [{ pattern = 'loads (?P<done>\d+)%', says = 'loads weights, {done} %' }]"
+
+
+def test_up_tells_how_far_a_start_is(faults: Box) -> None:
+    definition = faults.folder / "runtimes" / "llama-server.toml"
+    said = definition.read_text()
+    assert said.count("\n[ready]\n") == 1
+    definition.write_text(said.replace("\n[ready]\n", f"\n[ready]\n{STEPS}\n"))
+    daemon = faults.up({"ready_after": 600.0}).daemon
+    path = daemon.state / "services" / "chat" / "log"
+    wait_until(path.exists, 30, "a log")
+    for share, tenths in ((12, 1), (57, 5), (99, 9)):
+        with path.open("a") as log:
+            log.write(f"loads {share}%\n")
+        words = f"loads weights {share} % [{'#' * tenths}-"
+        wait_until(lambda words=words: words in ascii_only(daemon.output.read_text()), 60, lambda: daemon.told("chat"))
 
 
 # --- figures as text ----------------------------------------------------------------------------------------------

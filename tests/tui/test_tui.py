@@ -10,15 +10,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.shapes import mismatches
 from textual.pilot import Pilot
 from textual.widgets import Log
 from tui.driving import PLACES, an_app, drive, until
-from tui.samples import gpu, service
+from tui.samples import GIB, gpu, service
 from tui.stand_in import StandIn
 
+from llmsupervisor.base.text import ascii_only
 from llmsupervisor.link.client import connect
 from llmsupervisor.link.status import Status
 from llmsupervisor.tui.logpane import LogPane
@@ -67,6 +69,31 @@ def test_the_daemon_that_stands_in_tells_what_the_real_one_tells(stand_in: Stand
     stand_in.tell(gpus=[gpu()])
     with connect(str(stand_in.path)) as client:
         assert not (found := mismatches(client.call("status"), Status, "status")), "\n".join(found)
+
+
+def makes(done: int, rate: float | None) -> dict[str, Any]:
+    """A service whose model is imported."""
+    one = service("chat", "STARTING", phase="smol: uploading", got=None, endpoint=None)
+    said = {"status": "uploading", "completed": done, "total": 4 * GIB, "bytes_per_s": rate}
+    one["targets"][0] |= {"model": "smol", "state": "creating", "progress": said}
+    return one
+
+
+@pytest.mark.parametrize(("size", "lang"), [((120, 40), "C.UTF-8"), ((100, 30), "C")], ids=str)
+def test_what_is_imported_has_a_bar_that_grows(stand_in: StandIn, size: tuple[int, int], lang: str) -> None:
+    def drawn(bar: str) -> str:
+        return bar if lang == "C.UTF-8" else ascii_only(bar)
+
+    async def play(pilot: Pilot[None]) -> None:
+        stand_in.say(makes(GIB, None))
+        await until(pilot, lambda s: drawn("25 % [██░░░░░░░░] 1.0 of 4.0 GiB") in s, "a quarter of it")
+        stand_in.say(makes(3 * GIB, 128 * 1024**2))
+        bar = drawn("75 % [███████░░░] 3.0 of 4.0 GiB, 128.0")
+        await until(pilot, lambda s: bar in s and "MiB/s, 8s left" in s, "three quarters, with rate and time left")
+        stand_in.say(service("chat"))
+        await until(pilot, lambda s: "READY" in s and "MiB/s" not in s, "no bar")
+
+    drive(stand_in, size, play, lang)
 
 
 def test_the_selected_service_has_the_detail_and_the_log(stand_in: StandIn) -> None:

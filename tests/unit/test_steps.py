@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from llmsupervisor.service.steps import MOST, Mark, Step, name_of, steps
-
-
-def test_a_step_is_one_however_far_it_is() -> None:
-    assert name_of("loads weights, 43 %") == name_of("loads weights") == "loads weights"
-    assert name_of("m:8b: creating (uploading: 45 % of 4.7 GiB)") == "m:8b: creating (uploading)"
-    assert name_of("KV cache of 131,072 tokens made") == "KV cache of 131,072 tokens made"
+from llmsupervisor.service.steps import MOST, Mark, Step, steps
 
 
 def test_their_times_are_all_of_the_start() -> None:

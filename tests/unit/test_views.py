@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import io
 import time
 from typing import Any
@@ -10,7 +9,7 @@ from support.gpus import SILENT_GPU
 
 from llmsupervisor.base.text import ascii_only, cut, pad, printable, utf8, width
 from llmsupervisor.cli import gpuviews, servicetable, views
-from llmsupervisor.cli.progress import Printer, Progress
+from llmsupervisor.cli.progress import Progress
 from llmsupervisor.cli.status import redraw, render
 from llmsupervisor.cli.terminal import Output
 from llmsupervisor.service.states import State
@@ -320,74 +319,28 @@ def test_a_redraw_never_scrolls_and_leaves_nothing_behind() -> None:
 
 
 def test_how_much_of_a_model_is_there() -> None:
-    said = {"status": "uploading", "completed": 2110000000, "total": 4920738944}
-    told = service(targets=[{**service()["targets"][0], "state": "creating", "progress": said}])
-    assert "uploading: 43% of 4.6 GiB" in "\n".join(lines(views.detail(told, NOW)))  # type: ignore[arg-type]
-    assert views.progress_text({"status": "verifying", "completed": None, "total": None}) == "verifying"
-
-
-# --- progress -----------------------------------------------------------------------------------------------------
+    told = makes(2110000000, 12e6)
+    bar = "42 % [████░░░░░░] 2.0 of 4.6 GiB, 11.4 MiB/s, 3m55s left"
+    detail = lines(views.detail(told, NOW))
+    assert any(line.startswith("target m ") and line.endswith("uploading") for line in detail)
+    assert f"  {bar}" in detail and not any(bar in line for line in detail if line != f"  {bar}")
+    assert views.reason(told) == f"m: uploading {bar}"
+    told["targets"].append({**told["targets"][0], "model": "n"})
+    told |= {"phase": "m: reading a.gguf, om: loading"}
+    assert views.reason(told) == f"m: uploading {bar}, om: loading, n: uploading {bar}", "the phase may be a second old"
+    del told["targets"][0]["progress"]["bytes_per_s"], told["targets"][1]
+    assert views.reason(told) == "m: uploading 42 % [████░░░░░░] 2.0 of 4.6 GiB, om: loading", "an older daemon"
+    told |= {"phase": "m: verifying"}
+    told["targets"] = [{**told["targets"][0], "progress": {"status": "verifying", "completed": None, "total": None}}]
+    assert views.reason(told) == "m: verifying" and "verifying" in "\n".join(lines(views.detail(told, NOW)))
+    assert views.reason(service(phase="loads weights, 43 %")) == "loads weights 43 % [████░░░░░░]"  # type: ignore[arg-type]
 
 
 def told(progress: Progress, **changes: Any) -> list[str]:
     return lines(progress.status(status(service(**changes))))
 
 
-def test_a_start_is_told_once_a_change() -> None:
-    progress = Progress()
-    assert told(progress, state="PENDING", since=10.0, reason="waiting for chat2") == [
-        "chat      ◌ PENDING  waiting for chat2"
-    ]
-    assert told(progress, state="STARTING", since=11.0) == ["chat      ◐ STARTING"]
-    assert told(progress, state="STARTING", since=11.0, phase="loading model") == [
-        "chat      ◐ STARTING  loading model …"
-    ]
-    assert told(progress, state="STARTING", since=11.0, phase="loading model") == []
-    assert lines(progress.live(12.2)) == ["chat      ◐ STARTING  loading model … 1.2s"]
-    assert told(progress, state="READY", since=11.8) == ["chat      ● READY in 0.8s  http://127.0.0.1:18400"]
-    assert told(progress, state="READY", since=11.8) == []
-    assert progress.live(13.0) == []
-
-
-def test_events_and_statuses_that_tell_the_same_are_told_once() -> None:
-    progress = Progress()
-    told(progress, state="STARTING", since=NOW - 5)
-    ready = event("state", **{"from": "STARTING", "to": "READY", "reason": "", "attempt": 1})
-    assert lines(progress.event(ready)) == ["chat      ● READY in 5.0s  http://127.0.0.1:18400"]
-    assert told(progress, state="STARTING", since=NOW - 5) == [], "an older status says nothing new"
-    assert told(progress, state="READY", since=NOW) == []
-    ended = lines(progress.event(event("exit", exit=EXIT)))
-    assert ended[0].startswith("chat      last exit cudaMalloc")
-    assert told(progress, state="BACKOFF", since=NOW + 1, last_exit=copy.deepcopy(EXIT)) == ["chat      ↻ BACKOFF"]
-
-
-def test_a_failure_comes_with_cause_and_advice_and_conditions_come_and_go() -> None:
-    progress = Progress()
-    assert told(progress, state="FAILED", reason="5 failures", last_exit=EXIT) == [
-        "chat      ✖ FAILED  5 failures",
-        "chat      last exit cudaMalloc failed: out of memory",
-        "chat      advice lower context_length or parallel",
-    ]
-    condition = {"id": "no-vram", "text": "NVML unreadable", "since": NOW}
-    assert told(progress, state="FAILED", conditions=[condition], last_exit=EXIT) == [
-        "chat      condition no-vram: NVML unreadable"
-    ]
-    assert told(progress, state="FAILED", last_exit=EXIT) == ["chat      condition no-vram is over"]
-    assert lines(progress.status(status(error="a.toml:1: x")))[:2] == [
-        "SPEC ERROR: the file was not applied; generation 3 goes on",
-        "  a.toml:1: x",
-    ]
-    assert lines(progress.status(status())) == ["the spec is in order again"]
-
-
-def test_the_live_line_is_wiped_before_other_lines_and_absent_in_a_pipe() -> None:
-    progress = Progress()
-    changed = progress.status(status(service(state="STARTING", since=NOW)))
-    terminal, pipe = Tty(), io.StringIO()
-    for stream in (terminal, pipe):
-        printer = Printer(Output(stream, {"LANG": "C"}))
-        printer.live(progress.live(NOW + 1))
-        printer.lines(changed)
-        printer.close()
-    assert terminal.getvalue().startswith("\r/ chat      > STARTING  1.0s\x1b[K\r\x1b[K")
-    assert pipe.getvalue() == "chat      > STARTING\n"
+def makes(done: int, rate: float | None) -> Any:
+    said = {"status": "uploading", "completed": done, "total": 4920738944, "bytes_per_s": rate}
+    target = {**service()["targets"][0], "model": "m", "state": "creating", "progress": said}
+    return service(state="STARTING", since=NOW, phase="m: uploading", targets=[target])
