@@ -32,6 +32,8 @@ LOOK = 0.02
 FLUSH = 0.05
 """Seconds in which those who still wait are told why they do so in vain."""
 BACKLOG = 4096
+SWITCH = 0.0002
+"""Seconds for which the thread that writes records keeps the interpreter while an event waits; Python's own are 0.005."""
 
 
 async def serve(sockets: list[socket.socket], records: Path) -> None:
@@ -48,6 +50,7 @@ async def serve(sockets: list[socket.socket], records: Path) -> None:
     await link.start()
     make = lambda: Connection(hub, clients)  # noqa: E731
     servers = [await loop.create_server(make, sock=each, backlog=BACKLOG) for each in sockets]
+    sys.setswitchinterval(SWITCH)
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
