@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -214,6 +215,26 @@ def test_a_restart_waits_for_the_running_stream(box: Box) -> None:
     assert box.post()[0] == 200
     wait_until(lambda: box.running() == 0, 5, "the engine to be idle")
     assert wait_until(lambda: not box.leases(), 5, "leases zero")
+
+
+def test_a_stream_that_outlasts_its_drain_timeout_is_told_so(box: Box) -> None:
+    """By an event, never by a regular end; in the record too. Who came meanwhile is served by the next one."""
+    box.write({"chat": box.service(token_ms=20) | {"drain_timeout": "1s"}})
+    box.daemon.up()
+    before = box.ready()
+    with box.stream(20_000) as stream, ThreadPoolExecutor(1) as pool:
+        box.daemon.call("restart", service="chat", by="test", wait=False)
+        box.daemon.wait_state("chat", "DRAINING", 5)
+        waits = pool.submit(box.post)
+        with pytest.raises(http.client.IncompleteRead) as cut:
+            stream.rest()
+        assert b"event: error" in cut.value.partial and b"[DONE]" not in cut.value.partial
+        assert waits.result(60)[0] == 200
+    assert box.ready()["pid"] != before["pid"]
+    ended = {record["finish_reason"]: record for record in box.records(2)}
+    assert ended.keys() == {"engine_exit", "length"} and ended["engine_exit"]["status"] == 200
+    assert ended["length"]["queue_ms"] + ended["length"]["load_ms"] > 500
+    assert wait_until(lambda: not box.leases(), 10, "leases zero")
 
 
 def test_a_stop_ends_as_soon_as_nothing_runs(box: Box) -> None:
