@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from llmsupervisor.host.binaries import identity
@@ -29,6 +29,16 @@ def tags_of(runner: Runner) -> set[str]:
     return needed | {tag for entry in entries for tag in (entry.model.tag, entry.superseded) if tag}
 
 
+def folder_of(runner: Runner) -> str:
+    """Where it keeps its models; empty: it keeps none."""
+    return next((item.value for item in runner.plan.env if item.name == "OLLAMA_MODELS"), "")
+
+
+def ours(made: Mapping[str, str]) -> bool:
+    """We made it. One that was there before, and whose making nobody saw, may be the user's."""
+    return bool(made["sha256"] or not made["file"])
+
+
 class Made:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -47,8 +57,18 @@ class Made:
             self._runner.box.save()
 
     def left(self, kept: Collection[str]) -> list[str]:
-        """Tags that we made, and that are not `kept`. One that was there before may be the user's."""
-        return [tag for tag, made in self._known.items() if tag not in kept and (made["sha256"] or not made["file"])]
+        """Tags that we made, and that are not `kept`."""
+        return [tag for tag, made in self._known.items() if tag not in kept and ours(made)]
+
+    def bequeath(self, others: Iterable[Runner]) -> None:
+        """The service goes from the spec: what it made is tidied by another one that has the same folder."""
+        folder = folder_of(self._runner)
+        heir = next((other for other in others if folder and folder_of(other) == folder), None)
+        if heir is not None:
+            known = heir.models.made._known
+            for tag, made in self._known.items():
+                if ours(made) and not (tag in known and ours(known[tag])):
+                    known[tag] = made
 
     def replaced(self, model: Model) -> str:
         """In words; empty: it is not. A file that is gone changes nothing."""

@@ -92,6 +92,7 @@ class Reconciler:
         sweep(self._box.layout, runner.name)
         self._box.loop.remove(runner.name)
         del self._box.runners[runner.name]
+        runner.models.made.bequeath(self._box.runners.values())
         self._box.desired.services.pop(runner.name, None)
 
     def _update(self, runner: Runner, plan: ServicePlan, change: Change) -> None:

@@ -21,15 +21,18 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 class Two(Box):
     """`box` and `twin`, each with `smol` of the same file."""
 
-    def write(self, context: int = 1024, keep: str = "forever", twin: int = 1024, **keys: Any) -> None:
-        """`context` and `keys` of `box`, `twin` that of the other."""
+    def write(
+        self, context: int = 1024, keep: str = "forever", twin: int = 1024, box: bool = True, **keys: Any
+    ) -> None:
+        """`context` and `keys` of `box`, where it is there, `twin` that of the other."""
         common = {"runtime": "ollama", "command": [str(program(self.daemon.folder)), "serve"], "env": self.environ()}
         common |= {"parallel": 1, "kv_cache_type": "f16", "gpus": []}
         first, second = (
             [{"name": "smol", "file": str(self.weights), "context_length": n, "keep_alive": keep}]
             for n in (context, twin)
         )
-        services = {"box": {**common, "models": first, **keys}, "twin": {**common, "models": second}}
+        services = {"box": {**common, "models": first, **keys}} if box else {}
+        services["twin"] = {**common, "models": second}
         self.daemon.write(services, gateway={"listen": self.listen})
 
     def of(self, service: str, context: int, other: int | None = None) -> int:
@@ -121,3 +124,12 @@ def test_what_was_edited_while_no_daemon_was_there_goes_too(two: Two) -> None:
     two.keeps("ctx640")
     assert two.serve("box") == serve and not any(map(process.alive, pids))
     two.answers("box", "twin")
+
+
+def test_what_a_service_made_goes_when_it_leaves_the_spec(two: Two) -> None:
+    two.write(context=512, twin=640)
+    two.of("box", 512)
+    two.keeps("ctx512", "ctx640")
+    two.write(twin=640, box=False)
+    two.keeps("ctx640")
+    two.answers("twin")

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from support.planned import box, ollama_of
+from support.planned import box, llama, ollama_of
 
 from llmsupervisor.daemon import modelwork
 from llmsupervisor.daemon.desired import Desired
@@ -97,8 +97,8 @@ class Box:
         return self.engines[name].deleted[before:]
 
 
-def plan(context: int) -> Any:
-    return box(ollama_of({"smol": context}))[0].services["chat"]
+def plan(context: int, **keys: Any) -> Any:
+    return box(ollama_of({"smol": context}, **keys))[0].services["chat"]
 
 
 def model(context: int, file: str = "") -> Model:
@@ -177,6 +177,29 @@ def test_what_could_not_be_deleted_is_tried_again() -> None:
     assert two.tidy("a") == two.tidy("a") == [OLD]
     two.engines["a"].refuses = False
     assert (two.tidy("a"), two.tidy("a")) == ([OLD], [])
+
+
+def test_what_a_service_made_that_leaves_the_spec_is_tidied_by_another_of_its_folder() -> None:
+    three = Box(a=768, b=512, other=512)
+    three.runners["other"].plan = plan(512, env={"OLLAMA_MODELS": "/elsewhere"})
+    for tag, said in ((OLD, FROM_FILE), (NEW, UNSEEN), ("smol:latest-ctx512", FROM_FILE)):
+        three.knows("a", tag, said)
+    three.knows("b", "smol:latest-ctx512", UNSEEN)
+    gone = three.runners.pop("a")
+    gone.models.made.bequeath(reversed(three.runners.values()))
+    assert three.tidy("other") == [] and three.tidy("b") == [OLD], "the user's stays, and what b has"
+    three.entry("b").model, three.runners["b"].plan = model(256), plan(256)
+    three.runners.pop("other")
+    assert three.tidy("b") == ["smol:latest-ctx512"]
+
+
+def test_the_last_of_its_folder_leaves_what_it_made() -> None:
+    """There is nobody to ask for it."""
+    two = Box(a=768, b=512)
+    two.knows("a", OLD, FROM_FILE)
+    two.runners["b"].plan = box(llama("b"))[0].services["b"]
+    two.runners["a"].models.made.bequeath([two.runners["b"]])
+    assert two.desired.wish("b").made == {}
 
 
 # --- making and finding --------------------------------------------------------------------------------------------
