@@ -157,6 +157,7 @@ class Daemon:
             if self.options.finish:
                 self.begin_down("llmsupervisor down", self.options.now)
             else:
+                self.desired.down = self.down_by is not None  # one of before is taken back by an `up`
                 reloader = self.reloader
                 works = [reloader.watch_files, reloader.obey_hangups, reloader.recheck, self._watchdog]
                 if planned.facts.unasked:
@@ -207,13 +208,12 @@ class Daemon:
 
     async def _begin_asked(self) -> None:
         """What runs is looked after already while a new build is asked what it knows, which may take a minute."""
-        planned = await self.reloader.second()
-        if self.down_by is None:
-            self._begin(planned)
+        self._begin(await self.reloader.second())
 
     def _begin(self, planned: Planned) -> None:
-        """The spec of now over what was adopted; a `down` that was not finished is taken back by an `up`."""
-        self.desired.down = False
+        """The spec of now over what was adopted, unless a `down` came first."""
+        if self.down_by is not None:
+            return
         for name, runner in self.box.runners.items():
             if name in planned.plan.services and self.loop.statuses[name].state not in HAS_PROCESS:
                 self.reconciler.begin(runner)
