@@ -225,10 +225,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._in_head:
             if name.lower() == b"transfer-encoding" and value.strip().lower() != b"chunked":
                 raise _Refused(Refusal(501, "no transfer coding but chunked is understood", "not_implemented"))
-            if len(self._reading.headers) >= FIELDS:
+            if self._reading.fields >= FIELDS:
                 raise _Refused(Refusal(431, f"more than {FIELDS} headers", "headers_too_large"))
-            self._reading.hosts += name.lower() == b"host"
-            self._reading.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+            self._reading.add(name.decode("latin-1").lower(), value.decode("latin-1"))
 
     def _count_head(self, n: int) -> None:
         self._told = True

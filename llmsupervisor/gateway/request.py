@@ -11,6 +11,9 @@ _PATH = re.compile(rb"/[!-\"$-~]*")
 _ABSOLUTE = re.compile(rb"(?i:https?)://(?![:/?])(%s)((?:[/?][!-\"$-~]*)?)" % _HOST.encode())
 """The empty name of a host is none (RFC 9110, 4.2.1), and there is no user in it (4.2.4)."""
 
+_LISTS = ("x-forwarded-for",)
+"""Each proxy on the way adds itself, some of them as a header of its own: that is one list (RFC 9110, 5.3)."""
+
 
 @dataclass(slots=True)
 class Request:
@@ -20,9 +23,10 @@ class Request:
     url: bytes = b""
     """The target, as it came; `settle` makes a path and a query of it."""
     headers: dict[str, str] = field(default_factory=dict)
-    """Of several with one name the last."""
+    """Of several with one name the last, of those in `_LISTS` all."""
+    fields: int = 0
+    """Headers that came, `hosts` of them Host."""
     hosts: int = 0
-    """Host headers."""
     body: bytearray = field(default_factory=bytearray)
     version: str = "1.1"
     keep_alive: bool = True
@@ -30,6 +34,14 @@ class Request:
     @property
     def path(self) -> str:
         return self.url.partition(b"?")[0].decode("latin-1")
+
+    def add(self, name: str, value: str) -> None:
+        """`name` in small letters."""
+        self.fields += 1
+        self.hosts += name == "host"
+        if name in _LISTS and name in self.headers:
+            value = f"{self.headers[name]}, {value}"
+        self.headers[name] = value
 
     def settle(self) -> str:
         """What is wrong with its target or its Host; empty: nothing. Of a target in absolute form the path stays, and

@@ -236,8 +236,8 @@ def test_W6_no_byte_of_a_header_block_is_passed_on(gateway: Standalone) -> None:
 
 @pytest.mark.parametrize(
     "headers",
-    [b"X: " + b"x" * 70000, b"".join(b"X-%03d: %s\r\n" % (i, b"x" * 80) for i in range(1000))],
-    ids=["one long line", "a thousand"],
+    [b"X: " + b"x" * 70000, b"".join(b"X-%03d: %s\r\n" % (i, b"x" * 80) for i in range(1000)), b"X: y\r\n" * 1000],
+    ids=["one long line", "a thousand", "a thousand of one name"],
 )
 def test_W7_header_flood(gateway: Standalone, headers: bytes) -> None:
     for pieces in ([headers], [headers[i : i + 1000] for i in range(0, len(headers), 1000)]):

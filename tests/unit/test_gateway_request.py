@@ -72,9 +72,21 @@ def test_who_has_to_say_it() -> None:
 
 
 def test_it_is_said_once() -> None:
-    request = read(b"/")
-    request.hosts = 2
-    assert "Host" in request.settle()
+    request = read(b"/", None)
+    request.add("host", "localhost")
+    assert request.settle() == ""
+    request.add("host", "localhost")
+    assert "Host" in request.settle() and request.fields == 2
+
+
+def test_where_it_came_from_is_one_list() -> None:
+    """Of all else the last one counts."""
+    request = Request(0.0)
+    for value in ("192.0.2.7", "198.51.100.1, 203.0.113.5", "127.0.0.1"):
+        request.add("x-forwarded-for", value)
+        request.add("accept", value)
+    assert request.headers["x-forwarded-for"] == "192.0.2.7, 198.51.100.1, 203.0.113.5, 127.0.0.1"
+    assert request.headers["accept"] == "127.0.0.1"
 
 
 def test_a_question_about_the_server_itself() -> None:
