@@ -271,16 +271,24 @@ def asked_lines(service: Service) -> list[Line]:
     for key in [*asked, *(k for k in got if k not in asked)]:
         has = key in got and got[key] is not None
         same = has and got[key] == asked.get(key)
-        answer = "got the same" if same else f"got {_value(got.get(key))}"
-        what = Span(printable(f"{key} {_value(asked.get(key))}  "))
+        answer = "got the same" if same else f"got {value_text(got.get(key))}"
+        what = Span(printable(f"{key} {value_text(asked.get(key))}  "))
         lines.append([Span("asked ", "dim"), what, Span(printable(answer), "dim" if same or not has else "warn")])
     return lines
 
 
-def _value(value: object) -> str:
-    if value is None:
-        return UNKNOWN
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def value_text(value: object) -> str:
+    """Of JSON, as a person reads it."""
+    match value:
+        case None:
+            return UNKNOWN
+        case bool():
+            return str(value).lower()
+        case dict():
+            return ", ".join(f"{key} {value_text(each)}" for key, each in value.items())
+        case list():
+            return ", ".join(map(value_text, value))
+    return str(value)
 
 
 # --- events and GPUs --------------------------------------------------------------------------------------------------

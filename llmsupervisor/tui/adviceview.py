@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmsupervisor.base.text import cut, pad, printable
-from llmsupervisor.cli.views import UNKNOWN, Line, Span, condition_line, exit_lines
+from llmsupervisor.cli.views import UNKNOWN, Line, Span, condition_line, exit_lines, value_text
 
 if TYPE_CHECKING:
     from llmsupervisor.link.services import Service
@@ -56,10 +56,14 @@ def finding_lines(finding: Mapping[str, Any]) -> list[Line]:
     ]
     for turn in finding.get("changes") or []:
         restarts = "restarts it" if turn["restarts"] else "without a restart"
-        lines.append(_titled("TURN", f"{turn['key']}  {_value(turn['old'])} → {_value(turn['new'])}   {restarts}"))
+        lines.append(
+            _titled("TURN", f"{turn['key']}  {value_text(turn['old'])} → {value_text(turn['new'])}   {restarts}")
+        )
     rests = finding.get("requests")
     lines.append(_titled("RESTS ON", f"{rests} recorded requests" if rests is not None else "the plan alone"))
-    lines += [_titled("EVIDENCE", f"{key} {_value(value)}") for key, value in (finding.get("evidence") or {}).items()]
+    lines += [
+        _titled("EVIDENCE", f"{key} {value_text(value)}") for key, value in (finding.get("evidence") or {}).items()
+    ]
     lines.append(_titled("SOURCE", finding.get("source") or UNKNOWN))
     if finding.get("ignored") is not None:
         lines.append(_titled("IGNORED", finding["ignored"] or "without a reason"))
@@ -68,10 +72,6 @@ def finding_lines(finding: Mapping[str, Any]) -> list[Line]:
 
 def _titled(title: str, words: str) -> Line:
     return [Span(f"{title:<10}", "dim"), Span(printable(words))]
-
-
-def _value(value: object) -> str:
-    return UNKNOWN if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def conditions(services: Sequence[Service], findings: Sequence[Mapping[str, Any]], now: float) -> list[Line]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llmsupervisor.base.text import pad, printable, width
 from llmsupervisor.base.units import format_size
 from llmsupervisor.cli import views
-from llmsupervisor.cli.views import UNKNOWN, Line, Span
+from llmsupervisor.cli.views import UNKNOWN, Line, Span, value_text
 from llmsupervisor.tui import figures
 from llmsupervisor.tui.ages import coarse
 
@@ -128,7 +128,7 @@ def _asked(service: Service, room: int) -> list[Line]:
     rows = [("  ASKED AGAINST GOT", "ASKED", "GOT", "dim")]
     for key in [*asked, *(k for k in got if k not in asked)]:
         differs = key in asked and got.get(key) is not None and got[key] != asked[key]
-        texts = (f"{'!' if differs else ' '} {key}", _value(asked.get(key)), _value(got.get(key)))
+        texts = (f"{'!' if differs else ' '} {key}", value_text(asked.get(key)), value_text(got.get(key)))
         rows.append((*map(printable, texts), "warn" if differs else ""))  # type: ignore[arg-type]
     first, second, third = (max(width(row[n]) for row in rows) for n in range(3))
     found: list[Line] = []
@@ -140,12 +140,6 @@ def _asked(service: Service, room: int) -> list[Line]:
     if service["got"] is None:
         found.append([Span("  the engine was not asked yet", "dim")])
     return found
-
-
-def _value(value: object) -> str:
-    if value is None:
-        return UNKNOWN
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _argv(plan: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -249,6 +249,12 @@ def test_the_detail_compares_asked_and_got() -> None:
     assert "asked kv_cache_type q8_0  got –" in lines(views.detail(silent, NOW))  # type: ignore[arg-type]
 
 
+def test_what_is_several_is_told_as_words() -> None:
+    """An Ollama has a context for each of its models."""
+    several = service(asked={"context_length": {"a": 1024, "b": 2048}}, got={"context_length": {"a": 1024, "b": None}})
+    assert "asked context_length a 1024, b 2048  got a 1024, b –" in lines(views.detail(several, NOW))  # type: ignore[arg-type]
+
+
 def test_before_the_engine_was_asked_nothing_is_claimed() -> None:
     assert "asked kv_cache_type q8_0  got –" in lines(views.detail(service(got=None), NOW))  # type: ignore[arg-type]
 
