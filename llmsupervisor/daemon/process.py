@@ -5,9 +5,11 @@ Two descriptors, two meanings: main's pidfd = it lives; the shim's = tree empty 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from llmsupervisor.base.layout import Layout
@@ -23,6 +25,8 @@ from llmsupervisor.service.states import ExitInfo
 
 CLASSIFIED = 256 * 1024
 """Bytes of the log's end in which the cause of an exit is sought."""
+LAST_WORDS = 1.0
+"""Seconds that they may need from a dead process to the log; as a rule it is milliseconds."""
 
 
 class Process:
@@ -100,6 +104,9 @@ class Process:
             await readable(self.run.main_pidfd)
         record = await spawn.wait_exit(self.run)
         phase: Phase = "start" if starting() else "run"
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS):
+                await readable(self.run.shim_pidfd)
         exited(classify(self.plan.definition, record, self.log_tail(), phase, time.time()))
         await readable(self.run.shim_pidfd)
         if record is None:
