@@ -8,6 +8,8 @@ import re
 from llmsupervisor.base.units import format_duration, format_size
 
 CELLS = 10
+LONGEST = 100 * 3600
+"""Seconds left above which nobody is helped by them."""
 _SHARE = re.compile(r"[ ,:(]+(\d+) %")
 _TO_THE_END = re.compile(_SHARE.pattern + ".*$")
 
@@ -25,8 +27,8 @@ def transfer(done: int, total: int | None, bytes_per_s: float | None) -> str:
     speed = [] if bytes_per_s is None else [f"{format_size(int(bytes_per_s))}/s"]
     if not total:
         return ", ".join([format_size(done), *speed])
-    if bytes_per_s and done < total:
-        speed.append(f"{format_duration(math.ceil((total - done) / bytes_per_s))} left")
+    if bytes_per_s and done < total and (left := (total - done) / bytes_per_s) < LONGEST:
+        speed.append(f"{format_duration(math.ceil(left))} left")
     share = min(done / total, 1.0)
     some, every = format_size(done), format_size(total)
     some = some.removesuffix(every[every.index(" ") :])

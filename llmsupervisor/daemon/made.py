@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from llmsupervisor.host.binaries import identity
 from llmsupervisor.runtime.adapter import adapter_for
+from llmsupervisor.runtime.models import canonical
 
 if TYPE_CHECKING:
     from llmsupervisor.daemon.runner import Runner
@@ -23,10 +24,10 @@ def file_identity(path: str) -> str:
 
 
 def tags_of(runner: Runner) -> set[str]:
-    """Of ours that it has, has not left yet, or needs at its next start."""
+    """Of ours that it has, has not left yet, or needs at its next start: canonical."""
     plan, entries = runner.plan, runner.models.entries.values()
     needed = {model.tag for model in adapter_for(plan.definition).models(plan.service)}
-    return needed | {tag for entry in entries for tag in (entry.model.tag, entry.superseded) if tag}
+    return set(map(canonical, needed | {tag for e in entries for tag in (e.model.tag, e.superseded) if tag}))
 
 
 def folder_of(runner: Runner) -> str:
@@ -57,8 +58,8 @@ class Made:
             self._runner.box.save()
 
     def left(self, kept: Collection[str]) -> list[str]:
-        """Tags that we made, and that are not `kept`."""
-        return [tag for tag, made in self._known.items() if tag not in kept and ours(made)]
+        """Tags that we made, and that are not `kept`, which are canonical."""
+        return [tag for tag, made in self._known.items() if canonical(tag) not in kept and ours(made)]
 
     def bequeath(self, others: Iterable[Runner]) -> None:
         """The service goes from the spec: what it made is tidied by another one that has the same folder."""

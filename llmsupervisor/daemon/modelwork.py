@@ -151,7 +151,7 @@ class Work:
     def _elsewhere(self, tag: str) -> bool:
         """A service that may have the same folder has it, has not left it yet, or needs it."""
         others = (runner for runner in self._runner.box.runners.values() if runner is not self._runner)
-        return any(tag in tags_of(runner) for runner in others)
+        return any(models.canonical(tag) in tags_of(runner) for runner in others)
 
     async def _hash(self, entry: Entry) -> str:
         """A thread: given up, it ends too, or the daemon's end would wait for it."""
@@ -176,7 +176,9 @@ class Work:
             *parts(models.load(entry.model)), self._models.policy(entry.model).load_timeout
         )
         if not answer.ok:
-            raise stopped(answer, await self._complaint(entry, answer))
+            failure = stopped(answer, await self._complaint(entry, answer))
+            failure.lasting &= answer.status != 404  # deleted since it was found: the next try makes it anew
+            raise failure
         for late in (*[False] * int(APPEARS / AGAIN), True):
             if self._models.watch(entry, late):
                 break

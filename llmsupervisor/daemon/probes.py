@@ -30,6 +30,8 @@ SETTLE = 0.8
 """Share of a start's time in which models are waited for: those that take longer say for themselves that they load."""
 SUSPICION = 15.0
 """Seconds for the tiny request that decides whether a service hangs."""
+DEATH = 0.2
+"""Seconds in which a process that lost its connections is seen to be dead."""
 HINTS = 1.0
 """Seconds between two looks at least, however often the gateway has trouble."""
 PREFILL_GPU, PREFILL_CPU = 200.0, 50.0
@@ -73,7 +75,7 @@ async def startup(runner: Runner, process: Process) -> None:
     if process.plan.service.probe.enabled and not process.adopted:
         runner.seen.phase = "first request"
         if (why := await tiny_request(process)) is not None:
-            runner.post(Stalled(f"READY refused: the first request failed: {why}"), process)
+            await _broken(runner, process, f"READY refused: the first request failed: {why}")
             return
     process.leavings.look(process.pids())
     runner.post(StartupOk(), process)
@@ -201,13 +203,21 @@ async def watch(runner: Runner, process: Process) -> None:
         match found:
             case Suspect(reason):
                 if (why := await tiny_request(process, SUSPICION)) is not None:
-                    runner.post(Stalled(f"{reason}; a probe failed: {why}"), process)
+                    await _broken(runner, process, f"{reason}; a probe failed: {why}")
                     return
                 state = cleared(state, asyncio.get_running_loop().time())
             case Silent(reason):
                 runner.post(NotReady(reason), process)
             case Ok() if seen.answered:
                 runner.post(ReadyAgain(), process)
+
+
+async def _broken(runner: Runner, process: Process, why: str) -> None:
+    """Who dies of a request does not hang: that end is told with a cause of its own, and a connection is lost before a
+    process is seen to be dead."""
+    pidfd = process.run.main_pidfd
+    if pidfd is not None and not await tree.wait_dead(pidfd, DEATH):
+        runner.post(Stalled(why), process)
 
 
 async def _next_look(runner: Runner, seconds: float) -> None:

@@ -92,7 +92,8 @@ class Reconciler:
         sweep(self._box.layout, runner.name)
         self._box.loop.remove(runner.name)
         del self._box.runners[runner.name]
-        runner.models.made.bequeath(self._box.runners.values())
+        if self.planned is None or runner.name not in self.planned.applied.spec.services:
+            runner.models.made.bequeath(self._box.runners.values())  # disabled, it may come back
         self._box.desired.services.pop(runner.name, None)
 
     def _update(self, runner: Runner, plan: ServicePlan, change: Change) -> None:

@@ -39,6 +39,7 @@ class Request:
         """`name` in small letters."""
         self.fields += 1
         self.hosts += name == "host"
+        value = value.strip(" \t")
         if name in _LISTS and name in self.headers:
             value = f"{self.headers[name]}, {value}"
         self.headers[name] = value

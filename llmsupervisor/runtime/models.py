@@ -33,6 +33,12 @@ def tag(model: str) -> str:
     return model if ":" in model.rsplit("/", 1)[-1] else f"{model}:{LATEST}"
 
 
+def canonical(name: str) -> str:
+    """The same of all names of one model: Ollama takes letters in either case for one (`getExistingName`,
+    server/routes.go), and its own host and namespace may be left out (types/model/name.go)."""
+    return tag(name).casefold().removeprefix("registry.ollama.ai/").removeprefix("library/")
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """`tag` is what the engine calls it: a name of ours, so that no model of the user is changed."""
@@ -238,7 +244,7 @@ def in_memory(body: Any, name: str) -> tuple[int, int] | None:
     """Bytes of a loaded model, and those of them on GPUs, as `/api/ps` says: a hint only."""
     rows = body.get("models") if isinstance(body, dict) else None
     for row in rows if isinstance(rows, list) else ():
-        if isinstance(row, dict) and row.get("name") == name:
+        if isinstance(row, dict) and canonical(str(row.get("name"))) == canonical(name):
             size, vram = row.get("size"), row.get("size_vram", 0)
             return (size, vram) if isinstance(size, int) and isinstance(vram, int) else None
     return None

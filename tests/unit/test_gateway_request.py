@@ -99,3 +99,10 @@ def test_whatever_comes_is_refused_or_has_a_path(target: bytes) -> None:
     if request.settle() == "":
         assert request.path.startswith("/") and request.path.isascii() and request.path.isprintable()
         assert not {"#", " ", "?"} & set(request.path) and target.endswith(request.url.removeprefix(b"/"))
+
+
+def test_white_space_around_a_value_is_none_of_it() -> None:
+    """RFC 9112, section 5; the parser takes it from the front only."""
+    request = Request(0.0, "GET", b"/healthz", version="1.1")
+    request.add("host", "localhost \t")
+    assert request.settle() == "" and request.headers["host"] == "localhost"

@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 from support.planned import box, llama, ollama_of
 
-from llmsupervisor.daemon import modelwork
+from llmsupervisor.daemon import modelwork, reconcile
 from llmsupervisor.daemon.desired import Desired
 from llmsupervisor.daemon.models import Models
 from llmsupervisor.daemon.modelwork import Entry, Work
@@ -132,6 +132,15 @@ def test_what_another_has_stays_until_it_has_left_too() -> None:
     assert two.tidy("a") == [OLD]
 
 
+@pytest.mark.parametrize(
+    "spelt", ["Smol:latest-ctx768", "library/smol:latest-ctx768", "Registry.ollama.ai/library/SMOL:latest-ctx768"]
+)
+def test_another_spelling_is_no_other_model(spelt: str) -> None:
+    box = Box(chat=768)
+    box.knows("chat", spelt, FROM_FILE)
+    assert box.tidy("chat") == []
+
+
 def test_what_another_needs_at_its_next_start_stays() -> None:
     two = Box(a=768, b=512)
     two.knows("a", OLD, FROM_FILE)
@@ -193,6 +202,21 @@ def test_what_a_service_made_that_leaves_the_spec_is_tidied_by_another_of_its_fo
     assert three.tidy("b") == ["smol:latest-ctx512"]
 
 
+@pytest.mark.parametrize(("stands", "heir"), [(True, False), (False, True)], ids=["disabled", "out of the spec"])
+def test_what_a_service_made_stays_while_it_is_only_disabled(
+    stands: bool, heir: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = Box(a=768, b=512)
+    two.knows("a", OLD, FROM_FILE)
+    monkeypatch.setattr(reconcile, "sweep", lambda layout, name: None)
+    two.layout, two.loop.remove = None, lambda name: None  # type: ignore[attr-defined]
+    reconciler = reconcile.Reconciler(cast(Any, two), "boot")
+    spec = SimpleNamespace(services={"a": None, "b": None} if stands else {"b": None})
+    reconciler.planned = cast(Any, SimpleNamespace(applied=SimpleNamespace(spec=spec)))
+    reconciler.forget(two.runners["a"])
+    assert (OLD in two.desired.wish("b").made) is heir and "a" not in two.desired.services
+
+
 def test_the_last_of_its_folder_leaves_what_it_made() -> None:
     """There is nobody to ask for it."""
     two = Box(a=768, b=512)
@@ -200,6 +224,22 @@ def test_the_last_of_its_folder_leaves_what_it_made() -> None:
     two.runners["b"].plan = box(llama("b"))[0].services["b"]
     two.runners["a"].models.made.bequeath([two.runners["b"]])
     assert two.desired.wish("b").made == {}
+
+
+def test_a_model_that_somebody_deleted_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def call(*args: Any) -> Answer:
+        return Answer(404, {"error": "model 'smol:latest-ctx768' not found"})
+
+    async def complaint(*args: Any) -> str:
+        return ""
+
+    two = Box(a=768)
+    monkeypatch.setattr(two.engines["a"], "call", call)
+    monkeypatch.setattr(Work, "_complaint", complaint)
+    two.runners["a"].models.policy = lambda model: SimpleNamespace(load_timeout=1.0)
+    with pytest.raises(modelwork.Stopped, match="not found") as failure:
+        asyncio.run(two.work("a").load(two.entry("a")))
+    assert not failure.value.lasting
 
 
 # --- making and finding --------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ def test_a_bar_is_full_only_at_the_end(share: float, drawn: str) -> None:
         (101 * MIB, 100 * MIB, 8 * MIB, "100 % [██████████] 101.0 of 100.0 MiB, 8.0 MiB/s"),
         (99 * MIB, 100 * MIB, 1024 * MIB, "99 % [█████████░] 99.0 of 100.0 MiB, 1.0 GiB/s, 1s left"),
         (52 * MIB, 1024 * MIB, None, "5 % [░░░░░░░░░░] 52.0 MiB of 1.0 GiB"),
+        (52 * MIB, 1024 * MIB, 1.0, "5 % [░░░░░░░░░░] 52.0 MiB of 1.0 GiB, 1 B/s"),
         (52 * MIB, None, 8 * MIB, "52.0 MiB, 8.0 MiB/s"),
         (0, 0, None, "0 B"),
     ],
