@@ -134,9 +134,10 @@ def test_what_is_told_to_a_pipe_again_and_again_needs_no_textual(stand_in: Stand
     process = subprocess.Popen(
         [sys.executable, "-c", program], env=clean_environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert process.stdout
+    assert process.stdout and process.stderr
     first = process.stdout.readline()
     if "--once" not in words:
         process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.stdout.read(), process.stderr.read()  # `communicate` would not see what came with the first line
+    process.wait(30)
     assert first.strip() and (first + out).splitlines()[-1] == "loaded 0 []", err
