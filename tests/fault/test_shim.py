@@ -258,8 +258,12 @@ def test_runtime_gets_three_descriptors_and_exactly_the_given_environment(box: B
     shells_own = {"PWD", "_", "SHLVL", "OLDPWD"}
     assert {k: v for k, v in given.items() if k not in shells_own} == {"ONE": "1", "TWO": "zwei ü", "KEY": "hush-hush"}
     wait_until(lambda: status(run.main.pid, "Name") == "sleep", 5, "the exec")
-    fds = {int(fd): os.readlink(f"/proc/{run.main.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{run.main.pid}/fd")}
-    assert sorted(fds) == [0, 1, 2] and fds[0] == "/dev/null" and fds[1] == fds[2] and fds[1].startswith("pipe:")
+    folder = f"/proc/{run.main.pid}/fd"
+    wait_until(
+        lambda: sorted(os.listdir(folder)) == ["0", "1", "2"], 5, lambda: f"three descriptors: {os.listdir(folder)}"
+    )
+    fds = [os.readlink(f"{folder}/{fd}") for fd in range(3)]
+    assert fds[0] == "/dev/null" and fds[1] == fds[2] and fds[1].startswith("pipe:")
     pipe = os.open(f"/proc/{run.main.pid}/fd/1", os.O_WRONLY)
     assert fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) == 1 << 20
     os.close(pipe)

@@ -294,21 +294,29 @@ def test_a_ticket_that_nothing_can_serve_does_not_enter() -> None:
     assert not Queue().enter(ticket(services=()), 10)
 
 
-@pytest.mark.parametrize("tokens", [100, 100_000])
-def test_ten_thousand_of_a_thousand_clients(tokens: int) -> None:
-    """Whole rounds in which nobody can pay are not walked through."""
-    queue = Queue()
-    tickets = [ticket(f"c{n % 1000}", tokens + n % 7, ("a", "b"), share=0.01) for n in range(10_000)]
-    begin = time.process_time()
-    for each in tickets:
-        assert queue.enter(each, 10_000)
-    assert set(drain(queue)) == set(tickets)
-    assert time.process_time() - begin < 2.0
-    assert queue.waiting("b") == 0
+def test_whole_rounds_in_which_nobody_can_pay_are_not_walked_through() -> None:
+    """Ten thousand of a thousand clients: prompts that cost 390 times as much take their queue hardly longer."""
+
+    def took(tokens: int) -> float:
+        queue = Queue()
+        tickets = [ticket(f"c{n % 1000}", tokens + n % 7, ("a", "b"), share=0.01) for n in range(10_000)]
+        begin = time.process_time()
+        for each in tickets:
+            assert queue.enter(each, 10_000)
+        assert set(drain(queue)) == set(tickets)
+        spent = time.process_time() - begin
+        assert queue.waiting("b") == 0
+        return spent
+
+    assert min(took(100_000) for _ in range(2)) < 10 * max(took(100) for _ in range(2))
 
 
 def test_what_left_is_not_kept() -> None:
-    queue = Queue()
+    def kept() -> int:
+        gc.collect()
+        return sum(isinstance(each, Ticket) for each in gc.get_objects())
+
+    queue, others = Queue(), kept()
     stays = ticket("stays")
     queue.enter(stays, 10)
     for n in range(20_000):
@@ -320,7 +328,7 @@ def test_what_left_is_not_kept() -> None:
             queue.back(taken)
         queue.leave(passing)
     del passing, taken
-    assert sum(isinstance(each, Ticket) for each in gc.get_objects()) < 500
+    assert kept() - others < 500
     assert drain(queue) == [stays]
 
 
