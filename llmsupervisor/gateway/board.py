@@ -81,6 +81,7 @@ class Board:
         """Service → since when it is open."""
         self._suspects: dict[str, float] = {}
         """Endpoint → until when it is left alone."""
+        self._doubted: set[str] = set()
         self._took: dict[str, float] = {}
         self._activity: dict[str, float] = {}
         self._known = asyncio.Event()
@@ -196,6 +197,18 @@ class Board:
         self.queue.back(ticket)
         return await self._turn(ticket)
 
+    def doubt(self, endpoint: str) -> bool:
+        """Nobody is sent there until `settle`. False: it was in doubt already."""
+        new = endpoint not in self._doubted
+        self._doubted.add(endpoint)
+        return new
+
+    def settle(self, endpoint: str, lives: bool) -> None:
+        self._doubted.discard(endpoint)
+        if not lives:
+            self._suspects[endpoint] = self._clock() + SUSPECT
+        self.pump()
+
     async def _turn(self, ticket: Ticket) -> Lease:
         future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self._waiting[ticket] = future
@@ -229,7 +242,8 @@ class Board:
         return room.running / target.parallel if target.parallel else float(room.running)
 
     def _usable(self, target: Target) -> bool:
-        return target.open and self._suspects.get(target.endpoint, 0.0) <= self._clock()
+        endpoint = target.endpoint
+        return target.open and endpoint not in self._doubted and self._suspects.get(endpoint, 0.0) <= self._clock()
 
     def _take(self, target: Target, ticket: Ticket) -> Lease:
         self._rooms[_room(target)].take(ticket, self._clock())

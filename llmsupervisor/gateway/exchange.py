@@ -167,7 +167,7 @@ class Exchange:
             ending = await self._send(target, asked)
             if ending.how != "unsent":
                 return ending
-            self._board.bad(target.endpoint, ending.kind)
+            self._hub.bad(target, ending.kind)
             target = await self._turn(ticket, asked, target.endpoint)
         raise Refused(Refusal(502, f"{target.service} takes no connections", "upstream_failed"))
 
@@ -326,7 +326,7 @@ class Exchange:
             return
         self.gone, self.error = "engine_exit", ending.text
         if ending.kind and self.target is not None:
-            self._board.bad(self.target.endpoint, ending.kind)
+            self._hub.bad(self.target, ending.kind)
         if ending.how == "failed":
             self._answer(Refusal(502, ending.text, "upstream_failed"))
         else:

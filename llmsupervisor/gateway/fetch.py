@@ -43,8 +43,26 @@ class Fetch:
     async def post(self, target: Target, path: str, body: bytes) -> Any:
         return await self._ask("POST", target, path, body)
 
+    async def answers(self, target: Target, path: str) -> bool:
+        """Whatever it says."""
+        try:
+            await self._exchange("GET", target, path, b"")
+        except FetchError as error:
+            return error.status is not None
+        return True
+
     async def _ask(self, method: str, target: Target, path: str, body: bytes) -> Any:
         """The JSON of a 200. FetchError for everything else."""
+        status, answer = await self._exchange(method, target, path, body)
+        if status != 200:
+            raise FetchError(f"{path}: status {status}", status)
+        try:
+            return json.loads(answer)
+        except ValueError as error:
+            raise FetchError(f"{path}: {error}") from error
+
+    async def _exchange(self, method: str, target: Target, path: str, body: bytes) -> tuple[int, bytes]:
+        """Status and body of an answer. FetchError where there is none, or it is too long."""
         said = {
             "host": f"{target.host}:{target.port}",
             "content-length": str(len(body)),
@@ -65,8 +83,8 @@ class Fetch:
                             raise FetchError(f"{path}: more than {LARGEST} bytes", parser.get_status_code())
                 finally:
                     writer.transport.abort()
-            if (status := parser.get_status_code()) != 200:
-                raise FetchError(f"{path}: status {status}", status or None)
-            return json.loads(bytes(answer.body))
-        except (OSError, TimeoutError, ValueError, httptools.HttpParserError) as error:
+            if not (status := parser.get_status_code()):
+                raise FetchError(f"{path}: no answer")
+            return status, bytes(answer.body)
+        except (OSError, TimeoutError, httptools.HttpParserError) as error:
             raise FetchError(f"{path}: {error or 'timeout'}") from error

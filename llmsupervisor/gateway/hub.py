@@ -18,7 +18,7 @@ from llmsupervisor.gateway.history import History
 from llmsupervisor.gateway.metrics import Metrics
 from llmsupervisor.gateway.reaper import Reaper
 from llmsupervisor.gateway.record import build
-from llmsupervisor.gateway.view import Table
+from llmsupervisor.gateway.view import Table, Target
 from llmsupervisor.link.gateway import EndpointStats, Stats
 from llmsupervisor.link.requests import Live, RequestRecord
 
@@ -29,6 +29,7 @@ LIVE = 500
 """Requests that one `stats` shows at most: a line of the link has a limit."""
 ENRICHED = 3.0
 """Seconds that a record waits for what the daemon knows of it."""
+BROKE_OFF = ("closed", "reset")
 MOST, NAME = 2**63 - 1, 200
 """The greatest number that a record can hold, and the characters that it keeps of what a client calls something."""
 
@@ -56,6 +57,7 @@ class Hub:
     """Of which the daemon may know more, by id."""
     _tokens: dict[str, int] = field(default_factory=dict)
     """Endpoint → content chunks of ended requests."""
+    _asking: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.board.changed = self._on_view
@@ -69,6 +71,22 @@ class Hub:
     @property
     def salt(self) -> bytes:
         return self.history.salt
+
+    def bad(self, target: Target, kind: str) -> None:
+        """One that broke off may be dying, and takes connections until it is dead: nobody is sent there before it has
+        answered a question."""
+        self.board.bad(target.endpoint, kind)
+        if kind in BROKE_OFF and self.board.doubt(target.endpoint):
+            task = asyncio.get_running_loop().create_task(self._ask_if_alive(target))
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+
+    async def _ask_if_alive(self, target: Target) -> None:
+        lives = False
+        try:
+            lives = await self.fetch.answers(target, "/health")
+        finally:
+            self.board.settle(target.endpoint, lives)
 
     def ended(self, exchange: Exchange) -> None:
         reader, target = exchange.reader, exchange.target

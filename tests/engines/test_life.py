@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -172,6 +173,23 @@ def test_a_crash_is_repaired_and_leaves_nothing(box: EngineBox) -> None:
     assert not temporary & box.temporary()
     assert after["pid"] != before["pid"] and after["endpoint"] == before["endpoint"]
     assert after["last_exit"]["signal"] == "SIGKILL" and answers(box)
+
+
+def test_who_waits_for_a_place_survives_the_engine(box: EngineBox) -> None:
+    """Its turn comes in the moment in which the running ones break off."""
+    before = box.fit()
+    with box.stream(**box.long()) as one, box.stream(**box.long()) as two:
+        waiting, found = box.later()
+        queued = lambda service: service["targets"][0]["requests_queued"] == 1  # noqa: E731
+        box.daemon.wait_service("chat", queued, 30, "one that waits for a place")
+        os.kill(before["pid"], signal.SIGKILL)
+        for stream in (one, two):
+            with pytest.raises(http.client.IncompleteRead) as cut:
+                stream.rest()
+            assert b"upstream_failed" in cut.value.partial
+    box.restarted(before)
+    waiting.join(320)
+    assert found == [200]
 
 
 def test_a_death_without_a_daemon_is_known_to_the_next(box: EngineBox) -> None:

@@ -40,6 +40,9 @@ class Engine:
         """Requests whose `act` runs now, and at most."""
         self._lock = threading.Lock()
         self.act: Act = lambda sock, request: sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        self.health: Act = lambda sock, request: sock.sendall(whole(b"{}"))
+        """What it does when it is asked whether it lives, which is no request."""
+        self.asked = 0
         self.hung_up = threading.Event()
         """The gateway closed a connection, or reset it."""
         threading.Thread(target=self._accept, daemon=True).start()
@@ -53,6 +56,10 @@ class Engine:
     def _serve(self, sock: socket.socket) -> None:
         with sock, contextlib.suppress(OSError):
             while request := self._read(sock):
+                if request.startswith(b"GET /health "):
+                    self.asked += 1
+                    self.health(sock, request)
+                    continue
                 self.requests.append(request)
                 self._count(1)
                 try:

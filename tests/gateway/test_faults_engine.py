@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import socket
@@ -88,6 +89,54 @@ def test_W11_a_stream_framed_by_its_end_is_reset(gateway: Standalone) -> None:
     gateway.engine.act = act
     answer = gateway.ask(STREAM)
     assert answer.error["code"] == "upstream_failed"
+
+
+def test_W11_who_waits_is_not_sent_to_an_engine_that_is_dying(gateway: Standalone) -> None:
+    """The kernel closes the connections of a killed process before the socket that takes new ones."""
+    gateway.apply(parallel=1)
+    dead, asked = threading.Event(), threading.Event()
+
+    def breaks(sock: socket.socket, request: bytes) -> None:
+        sock.sendall(CHUNKED + chunk(b"data: 1\n\n"))
+        wait_until(lambda: gateway.queued() == 1, 20, "one that waits for the place")
+        reset(sock)
+
+    def dies(sock: socket.socket, request: bytes) -> None:
+        asked.set()
+        dead.wait(60)
+        reset(sock)
+
+    gateway.engine.act, gateway.engine.health = breaks, dies
+    after = Engine()
+    with contextlib.closing(after), ThreadPoolExecutor() as pool:
+        streaming = pool.submit(gateway.ask, STREAM)
+        wait_until(lambda: gateway.running() == 1, 10, "the stream at the engine")
+        waiting = pool.submit(gateway.ask)
+        assert streaming.result().error["code"] == "upstream_failed"
+        assert asked.wait(20) and gateway.running() == 0 and not waiting.done()
+        dead.set()
+        gateway.apply(endpoint="chat@2", address=after.address)
+        assert waiting.result().status == 200
+        assert len(gateway.engine.requests) == 1 and len(after.requests) == 1
+
+
+def test_an_engine_that_breaks_off_and_lives_is_asked_on(gateway: Standalone) -> None:
+    """Who makes it break off holds up nobody for longer than one question takes."""
+
+    def act(sock: socket.socket, request: bytes) -> bytes | None:
+        if b"bad" not in request:
+            return whole(b"{}")
+        reset(sock)
+        return None
+
+    gateway.engine.act = act
+    with ThreadPoolExecutor(20) as pool:
+        spent = Spent()
+        bad = [pool.submit(gateway.ask, {"model": "chat", "messages": [], "user": "bad"}) for _ in range(50)]
+        good = [pool.submit(gateway.ask) for _ in range(50)]
+        assert {each.result().status for each in good} == {200} and {each.result().status for each in bad} == {502}
+        assert spent() < 10
+    assert 1 <= gateway.engine.asked <= 50 and len(gateway.engine.requests) == 100
 
 
 def test_W12_an_engine_that_hangs_mid_stream(gateway: Standalone) -> None:
