@@ -81,7 +81,8 @@ class Board:
         """Service → since when it is open."""
         self._suspects: dict[str, float] = {}
         """Endpoint → until when it is left alone."""
-        self._doubted: set[str] = set()
+        self._doubted: set[tuple[str, int]] = set()
+        """Addresses: of an Ollama one for all its models."""
         self._took: dict[str, float] = {}
         self._activity: dict[str, float] = {}
         self._known = asyncio.Event()
@@ -197,16 +198,18 @@ class Board:
         self.queue.back(ticket)
         return await self._turn(ticket)
 
-    def doubt(self, endpoint: str) -> bool:
-        """Nobody is sent there until `settle`. False: it was in doubt already."""
-        new = endpoint not in self._doubted
-        self._doubted.add(endpoint)
+    def doubt(self, target: Target) -> bool:
+        """Nobody is sent to its address until `settle`. False: it was in doubt already."""
+        new = target.address not in self._doubted
+        self._doubted.add(target.address)
         return new
 
-    def settle(self, endpoint: str, lives: bool) -> None:
-        self._doubted.discard(endpoint)
+    def settle(self, target: Target, lives: bool) -> None:
+        self._doubted.discard(target.address)
         if not lives:
-            self._suspects[endpoint] = self._clock() + SUSPECT
+            for each in self.table.targets:
+                if each.address == target.address:
+                    self._suspects[each.endpoint] = self._clock() + SUSPECT
         self.pump()
 
     async def _turn(self, ticket: Ticket) -> Lease:
@@ -242,8 +245,8 @@ class Board:
         return room.running / target.parallel if target.parallel else float(room.running)
 
     def _usable(self, target: Target) -> bool:
-        endpoint = target.endpoint
-        return target.open and endpoint not in self._doubted and self._suspects.get(endpoint, 0.0) <= self._clock()
+        suspect = self._suspects.get(target.endpoint, 0.0) > self._clock()
+        return target.open and not suspect and target.address not in self._doubted
 
     def _take(self, target: Target, ticket: Ticket) -> Lease:
         self._rooms[_room(target)].take(ticket, self._clock())

@@ -76,7 +76,7 @@ class Hub:
         """One that broke off may be dying, and takes connections until it is dead: nobody is sent there before it has
         answered a question."""
         self.board.bad(target.endpoint, kind)
-        if kind in BROKE_OFF and self.board.doubt(target.endpoint):
+        if kind in BROKE_OFF and self.board.doubt(target):
             task = asyncio.get_running_loop().create_task(self._ask_if_alive(target))
             self._asking.add(task)
             task.add_done_callback(self._asking.discard)
@@ -86,7 +86,7 @@ class Hub:
         try:
             lives = await self.fetch.answers(target, "/health")
         finally:
-            self.board.settle(target.endpoint, lives)
+            self.board.settle(target, lives)
 
     def ended(self, exchange: Exchange) -> None:
         reader, target = exchange.reader, exchange.target

@@ -120,6 +120,10 @@ class Target:
     """Host and port of the process that has the model, where that is not the service."""
 
     @property
+    def address(self) -> tuple[str, int]:
+        return self.host, self.port
+
+    @property
     def open(self) -> bool:
         return self.state == "open" and self.port > 0
 

@@ -84,6 +84,31 @@ def test_an_engine_that_took_no_connection_is_left_alone_for_a_while(board: Know
     run(main())
 
 
+@pytest.mark.parametrize("lives", [True, False])
+def test_nobody_is_sent_where_an_answer_broke_off_before_it_is_known_to_live(board: Known, lives: bool) -> None:
+    """Nor to another model at the same address."""
+    other = target("other", address="http://127.0.0.1:18401")
+
+    async def main() -> None:
+        board.see(target(), target("second"), other)
+        lease = await board.admitted(ticket())
+        assert board.doubt(lease.target) and not board.doubt(lease.target)
+        lease.release()
+        tasks = [await waiting(board, ticket(name)) for name in ("chat", "second")]
+        assert (await board.admitted(ticket("other"))).target.name == "other"
+        board.look()
+        assert not any(task.done() for task in tasks)
+        board.settle(lease.target, lives)
+        if not lives:
+            board.look()
+            assert not any(task.done() for task in tasks)
+            board.now += SUSPECT
+            board.look()
+        assert [(await task).target.name for task in tasks] == ["chat", "second"]
+
+    run(main())
+
+
 def test_who_leaves_as_its_turn_comes_gives_it_back(board: Known) -> None:
     async def main() -> None:
         board.see(target())

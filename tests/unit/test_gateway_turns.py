@@ -16,8 +16,10 @@ from support.board import Known, target, ticket
 
 from llmsupervisor.gateway.board import Lease, Refused
 from llmsupervisor.gateway.queue import Ticket
+from llmsupervisor.gateway.view import Target
 
 NAMES = ("a", "b")
+PLACES = {name: {"address": f"http://127.0.0.1:{port}"} for name, port in zip(NAMES, (18400, 18401), strict=True)}
 STATES = st.sampled_from(["open"] * 7 + ["hold", "drain", "gone"])
 PICK = st.integers(0, 10**6)
 
@@ -37,9 +39,10 @@ class Turns(RuleBasedStateMachine):
         self.tasks: dict[Ticket, asyncio.Task[Lease]] = {}
         """Of those that wait."""
         self.held: list[Lease] = []
+        self.doubted: list[Target] = []
         self.ends: Counter[str] = Counter()
         self.asked = 0
-        self.board.see(*(target(name) for name in NAMES))
+        self.board.see(*(target(name, **PLACES[name]) for name in NAMES))
 
     def _settle(self) -> None:
         """What is due in the loop is done."""
@@ -63,6 +66,7 @@ class Turns(RuleBasedStateMachine):
                 self.held.append(lease)
                 told = self.board.table.target(lease.target.name)
                 assert told is not None and told.open and told.endpoint == lease.target.endpoint
+                assert told.address not in {each.address for each in self.doubted}
                 room = self._room(lease)
                 assert told.parallel is None or room <= told.parallel, "more than it takes"
 
@@ -107,6 +111,23 @@ class Turns(RuleBasedStateMachine):
         self._begin(lease.ticket, lease.target.endpoint)
         self._settle()
 
+    @precondition(lambda self: self.held)
+    @rule(pick=PICK)
+    def broken(self, pick: int) -> None:
+        """Its engine broke off: in doubt, until it has answered or not."""
+        lease = self.held.pop(pick % len(self.held))
+        if self.board.doubt(lease.target):
+            self.doubted.append(lease.target)
+        lease.release()
+        self.ends["served"] += 1
+        self._settle()
+
+    @precondition(lambda self: self.doubted)
+    @rule(lives=st.booleans())
+    def looked(self, lives: bool) -> None:
+        self.board.settle(self.doubted.pop(), lives)
+        self._settle()
+
     @precondition(lambda self: self.tasks)
     @rule(pick=PICK)
     def leave(self, pick: int) -> None:
@@ -122,7 +143,8 @@ class Turns(RuleBasedStateMachine):
     def view(self, states: tuple[str, str], parallel: tuple[int | None, int | None], attempt: int, size: int) -> None:
         said = zip(NAMES, states, parallel, strict=True)
         self.board.see(
-            *(target(name, state, attempt, parallel=most) for name, state, most in said), limits={"queue_size": size}
+            *(target(name, state, attempt, parallel=most, **PLACES[name]) for name, state, most in said),
+            limits={"queue_size": size},
         )
         self._settle()
 
@@ -163,6 +185,9 @@ class Turns(RuleBasedStateMachine):
 
     def _come_to_an_end(self) -> None:
         """All are served, and nothing is left of them."""
+        while self.doubted:
+            self.board.settle(self.doubted.pop(), True)
+        self._settle()
         self.board.see(*(target(name, attempt=9, parallel=1) for name in NAMES))
         self._settle()
         for _ in range(self.asked + 1):
