@@ -12,6 +12,8 @@ from llmsupervisor.gateway.view import Target
 
 TIMEOUT = 10.0
 """Seconds for all of it."""
+AT_ONCE = 4
+"""Questions with a body at one address."""
 LARGEST = 8 * 1024**2
 """Bytes of an answer."""
 
@@ -37,11 +39,20 @@ class _Answer:
 
 
 class Fetch:
+    def __init__(self) -> None:
+        self._places: dict[tuple[str, int], asyncio.Semaphore] = {}
+
     async def get(self, target: Target, path: str) -> Any:
         return await self._ask("GET", target, path, b"")
 
     async def post(self, target: Target, path: str, body: bytes) -> Any:
-        return await self._ask("POST", target, path, body)
+        """With `AT_ONCE` others at most: prompts to count leave the engine's threads to what it runs."""
+        place = self._places.setdefault(target.address, asyncio.Semaphore(AT_ONCE))
+        try:
+            async with asyncio.timeout(TIMEOUT), place:
+                return await self._ask("POST", target, path, body)
+        except TimeoutError as error:
+            raise FetchError(f"{path}: timeout") from error
 
     async def answers(self, target: Target, path: str) -> bool:
         """Whatever it says."""

@@ -207,6 +207,23 @@ def test_a_prompt_that_does_not_fit(gateway: Standalone) -> None:
     big.close()
 
 
+def test_no_more_than_four_prompts_are_counted_at_once(gateway: Standalone) -> None:
+    """The others wait for their turn, and each is counted."""
+
+    def act(sock: socket.socket, request: bytes) -> bytes:
+        time.sleep(0.02)
+        return whole(b'{"input_tokens": 1200}')
+
+    gateway.engine.act = act
+    count = {"chat.completions": {"path": "/count", "body": None, "answer": "input_tokens"}}
+    gateway.apply(context_length=1000, traits={"count": count})
+    long = {"model": "chat", "messages": [{"role": "user", "content": "word " * 900}]}
+    with ThreadPoolExecutor(40) as pool:
+        answers = list(pool.map(lambda _: gateway.ask(long), range(40)))
+    assert {answer.code for answer in answers} == {"context_length_exceeded"}
+    assert len(gateway.engine.requests) == 40 and gateway.engine.most == 4
+
+
 @pytest.mark.parametrize(
     ("usage", "truncated", "told"),
     [(250, True, "engine"), (900, False, "engine"), (None, False, "estimate")],
