@@ -292,10 +292,14 @@ class Board:
     def look(self) -> None:
         """Those whose time is up, and engines that may be tried again."""
         now = self._clock()
+        estimates: dict[tuple[tuple[str, ...], int], float] = {}
         for ticket in self.queue.late(now):
             future = self._waiting.get(ticket)
             if future is not None and not future.done():
-                future.set_exception(Refused(self._late(ticket, now)))
+                alike = ticket.services, ticket.kv
+                if alike not in estimates:
+                    estimates[alike] = self._estimate(ticket)
+                future.set_exception(Refused(self._late(ticket, now, estimates[alike])))
         self.pump()
 
     def demand(self) -> None:
@@ -304,9 +308,9 @@ class Board:
             if not target.open and (oldest := self.queue.oldest(target.name)) is not None:
                 self._tell_demand(target.name, oldest)
 
-    def _late(self, ticket: Ticket, now: float) -> Refusal:
+    def _late(self, ticket: Ticket, now: float, after: float) -> Refusal:
         text = f"waited {now - ticket.since:.0f} s without its turn ({self._stand(ticket)})"
-        return route.unavailable(text, "queue_timeout", self._estimate(ticket))
+        return route.unavailable(text, "queue_timeout", after)
 
     def _stand(self, ticket: Ticket) -> str:
         """Who runs and waits at its services now."""
