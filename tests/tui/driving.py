@@ -29,7 +29,7 @@ def screen(app: SupervisorApp) -> str:
     return "\n".join("".join(s.text for s in strip).rstrip() for strip in app.screen._compositor.render_strips())
 
 
-async def until(pilot: Pilot[None], holds: Callable[[str], Any], what: str, within: float = 30.0) -> str:
+async def until(pilot: Pilot[None], holds: Callable[[str], Any], what: str, within: float = 60.0) -> str:
     """The text of the screen once it holds."""
     deadline = time.monotonic() + within
     while True:
@@ -42,7 +42,7 @@ async def until(pilot: Pilot[None], holds: Callable[[str], Any], what: str, with
 
 async def reach(pilot: Pilot[None], key: str, holds: Callable[[str], Any], what: str) -> str:
     """The same, with the key pressed again and again: a page may grow while it is read."""
-    deadline = time.monotonic() + 30.0
+    deadline = time.monotonic() + 60.0
     while True:
         await pilot.press(key)
         await pilot.pause(0.1)

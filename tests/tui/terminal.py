@@ -34,6 +34,8 @@ class Terminal:
         self.painted: float | None = None
         self.leader, follower = pty.openpty()
         self._resize(follower, size)
+        self.modes = termios.tcgetattr(follower)
+        """As they were before the program."""
         self._began = time.monotonic()
         kept = {"TERM": "xterm-256color", "LANG": "C.UTF-8", **(environ or {})}
         base = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "COLORTERM", "LC_ALL", "NO_COLOR")}
@@ -93,6 +95,6 @@ class Terminal:
         if self.painted is None and sum(len(line.replace(" ", "")) for line in self.screen.display) >= FILLED:
             self.painted = now
 
-    def wait(self, wanted: str, seconds: float = 20.0) -> None:
+    def wait(self, wanted: str, seconds: float = 60.0) -> None:
         self.read(seconds, lambda: wanted in self.text)
         assert wanted in self.text, f"no {wanted!r} within {seconds:g} s:\n{self.text}"

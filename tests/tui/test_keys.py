@@ -106,7 +106,7 @@ def unconfirmed(orders: list[dict[str, Any]], confirmed: list[str]) -> list[dict
     return found
 
 
-@pytest.mark.timeout(60 + COUNT)
+@pytest.mark.timeout(300 + COUNT)
 @pytest.mark.parametrize("size", [(80, 24), (40, 10), (140, 40)], ids=str)
 def test_random_keys(stand_in: StandIn, confirmed: list[str], size: tuple[int, int]) -> None:
     seed = SEED + size[0]
@@ -150,7 +150,8 @@ def test_what_is_closed_twice_does_not_take_the_page_below_away(stand_in: StandI
         opened = pilot.app.screen
         opened.dismiss(None)
         opened.dismiss(None)
-        await pilot.pause()
+        await until(pilot, lambda s: len(pilot.app.screen_stack) < 3, "closed")
+        await pilot.pause(0.3)
         assert len(pilot.app.screen_stack) == 2
         await pilot.press("q")
 
@@ -186,7 +187,6 @@ def test_after_random_bytes_the_terminal_is_as_it_was(stand_in: StandIn, way: st
     choose = random.Random(SEED)
     command = [sys.executable, "-m", "llmsupervisor", "tui", "--readonly", "--socket", str(stand_in.path)]
     with Terminal(command, (80, 24), {"PAGER": "true", "EDITOR": "true"}) as terminal:
-        before = termios.tcgetattr(terminal.leader)
         terminal.wait("chat")
         letters = [key.encode() for key in KEYS if len(key) == 1]
         for _ in range(30):
@@ -202,7 +202,7 @@ def test_after_random_bytes_the_terminal_is_as_it_was(stand_in: StandIn, way: st
                 terminal.press(way)
                 terminal.read(0.3)
         assert terminal.child.returncode == 0, f"LLMSUPERVISOR_SEED={SEED}\n{terminal.text}"
-        assert termios.tcgetattr(terminal.leader)[:4] == before[:4]
+        assert termios.tcgetattr(terminal.leader)[:4] == terminal.modes[:4]
         assert b"\x1b[?1049l" in b"".join(chunk for _, chunk in terminal.chunks)
     assert stand_in.orders == []
 

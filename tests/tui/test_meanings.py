@@ -178,7 +178,7 @@ def test_what_is_as_old_as_its_source_says_so(stand_in: StandIn) -> None:
     async def play(pilot: Pilot[None]) -> None:
         figures = {(each.of, each.name): each for each in page_of(pilot, "overview").figures()}
         now = time.time()
-        assert 6 < now - (figures["GPU0", "BUSY"].time or now) < 60, "when NVML was read"
+        assert 6 < now - (figures["GPU0", "BUSY"].time or now) < 120, "when NVML was read"
         assert figures["", "KV"].time != figures["GPU0", "BUSY"].time, "when the engine was asked"
         assert figures["", "LOG"].time is None, "a log has no time that we know"
 

@@ -98,6 +98,7 @@ def test_a_terminal_tells_of_its_mouse_only_where_it_was_asked_to(stand_in: Stan
     words = [sys.executable, "-m", "llmsupervisor", "tui", "--socket", str(stand_in.path)]
     with Terminal([*words, *(["--mouse"] if asked else [])], (80, 24)) as terminal:
         terminal.wait("LOG chat")
+        terminal.wait(" embed ")
         line = next(n for n, text in enumerate(terminal.text.splitlines()) if " embed " in text)
         if asked:
             terminal.press(f"\x1b[<0;4;{line + 1}M\x1b[<0;4;{line + 1}m")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Static
 from tui.driving import PLACES, drive, until
 from tui.samples import event, service
 from tui.stand_in import StandIn
@@ -169,6 +170,11 @@ def test_the_last_look_is_told_with_its_answer_age_and_failures_in_a_row() -> No
     assert text_of(serviceview.probe(of_none, NOW)[0]) == "PROBE –"
 
 
+def facts(pilot: Pilot[None]) -> str:
+    """All of it, shown or not."""
+    return str(pilot.app.screen.query_one("#facts", Static).content)
+
+
 def test_ages_of_minutes_stay_as_they_are_between_minutes() -> None:
     one: Any = service("chat", since=NOW - 125, conditions=[{"id": "a", "text": "b", "since": NOW - 65}])
     first, later = settled(one, NOW), settled(one, NOW + 40)
@@ -182,7 +188,8 @@ def test_ages_of_minutes_stay_as_they_are_between_minutes() -> None:
 def test_the_page_shows_all_of_it(stand_in: StandIn, size: tuple[int, int], lang: str) -> None:
     async def play(pilot: Pilot[None]) -> None:
         await pilot.press("7")
-        seen = await until(pilot, lambda s: "chat" in s and "NAME" not in s, "the page")
+        await until(pilot, lambda s: "chat" in s and "NAME" not in s, "the page")
+        seen = await until(pilot, lambda s: "warning" in facts(pilot), "the plan, below what is shown")
         for _ in range(30):
             await pilot.press("pagedown")
             seen += await until(pilot, lambda s: "q detach" in s, "a part of it")

@@ -31,7 +31,7 @@ def stand_in(short_folder: Path) -> Iterator[StandIn]:
     daemon.die()
 
 
-@pytest.mark.timeout(300 + UPDATES // 50)
+@pytest.mark.timeout(900 + UPDATES // 50)
 def test_memory_does_not_grow_with_what_it_was_told(stand_in: StandIn) -> None:
     """From when its lists are full it may grow by no more than a small part of what filled them."""
     program = (

@@ -8,14 +8,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from support import process
-from support.wait import wait_until
+from support.wait import Spent, wait_until
 from tui.samples import service
 from tui.stand_in import StandIn
 from tui.terminal import Terminal
@@ -98,15 +97,15 @@ def remote(daemon: StandIn) -> str:
 def test_the_screen_is_drawn_here_and_comes_back_after_the_link_broke(stand_in: StandIn, sshd: Sshd) -> None:
     command = [*PROGRAM, "tui", "--ssh", "box", "--remote", remote(stand_in)]
     with Terminal(command, (80, 24), environ(sshd)) as terminal:
-        terminal.wait("LIVE", 40)
+        terminal.wait("LIVE")
         assert "chat" in terminal.text and "READY" in terminal.text
         sshd.stop()
-        terminal.wait("STALE", 40)
+        terminal.wait("STALE")
         sshd.start()
         stand_in.say(service("chat", restarts=7), service("embed"))
-        terminal.wait("LIVE", 40)
+        terminal.wait("LIVE")
         terminal.press("q")
-        terminal.wait("run on", 20)
+        terminal.wait("run on")
         assert "on box" in terminal.text
         assert terminal.child.wait(20) == 0
     assert not list(sshd.folder.glob("llmsupervisor-*")), "nothing is left of the tunnel"
@@ -132,6 +131,6 @@ def test_a_host_that_cannot_be_reached_or_has_no_daemon_is_told_before_the_scree
     code, text = ended("--ssh", "-oProxyCommand=touch x")
     assert code == 2 and "not a host" in text
     sshd.stop()
-    began = time.monotonic()
+    spent = Spent()
     code, text = ended("--ssh", "box")
-    assert code == 5 and "Connection refused" in text and time.monotonic() - began < 30
+    assert code == 5 and "Connection refused" in text and spent() < 50, "not as long as a person may type a password"

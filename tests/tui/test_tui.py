@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -184,7 +185,7 @@ def test_a_lost_daemon_is_said_and_found_again(stand_in: StandIn, way: str) -> N
         stand_in.die() if way == "die" else stand_in.silence(True)
         shown = await until(pilot, lambda s: "STALE" in s and "LIVE" not in s and "what" in s, "the banner, the reason")
         assert "READY" in shown, "the old picture stays"
-        await until(pilot, lambda s: "STALE 1s" in s or "STALE 4s" in s, "its age")
+        await until(pilot, lambda s: re.search(r"STALE [1-9]\d*s", s), "its age")
         if way == "die":
             stand_in.start()
         stand_in.silence(False)
@@ -287,7 +288,7 @@ def test_a_hundred_thousand_lines_are_shed_not_stored(stand_in: StandIn) -> None
     stand_in.log("chat", *(f"n {n}" for n in range(100_000)), "the very last")
 
     async def play(pilot: Pilot[None]) -> None:
-        await until(pilot, lambda s: "the very last" in s, "the end of a flood", within=60)
+        await until(pilot, lambda s: "the very last" in s, "the end of a flood", within=120)
         assert len(pilot.app.screen.query_one(Log).lines) <= 5001
 
     drive(stand_in, (80, 24), play)
@@ -317,7 +318,7 @@ def test_on_a_real_terminal_without_colour(stand_in: StandIn) -> None:
     assert stand_in.orders == []
 
 
-def read_until(leader: int, wanted: bytes, timeout: float = 20.0) -> bytes:
+def read_until(leader: int, wanted: bytes, timeout: float = 60.0) -> bytes:
     seen, deadline = b"", time.monotonic() + timeout
     while wanted not in seen:
         assert select.select([leader], [], [], max(0.0, deadline - time.monotonic()))[0], f"no {wanted!r} in {seen!r}"

@@ -9,11 +9,11 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from support.wait import Spent
+from support import process
+from support.wait import Spent, wait_until
 
 from llmsupervisor.base.errors import SpecError, UsageError
 from llmsupervisor.host import binaries, files
@@ -226,7 +226,7 @@ def test_a_binary_that_hangs_floods_or_fails_tells_nothing(tmp_path: Path) -> No
     hang = script(tmp_path / "hang", "echo begun; sleep 60")
     spent = Spent()
     assert binaries.run((str(hang),), limit=0.3) is None
-    assert spent() < 5
+    assert spent() < 20
     assert binaries.run((str(script(tmp_path / "flood", "exec yes")),), limit=10) is None
     assert binaries.run((str(tmp_path / "gone"),)) is None
     (tmp_path / "text").write_text("no program")
@@ -248,16 +248,7 @@ def test_the_leftovers_of_a_help_are_killed(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     engine = script(tmp_path / "engine", f"sleep 60 >/dev/null 2>&1 & echo $! > {pid_file}; echo done")
     assert binaries.run((str(engine),)) == "done\n"
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        try:
-            state = Path(f"/proc/{int(pid_file.read_text())}/stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
-            return
-        if state == "Z":
-            return
-        time.sleep(0.01)
-    pytest.fail("still there")
+    wait_until(lambda: not process.alive(int(pid_file.read_text())), 5, "its end")
 
 
 def test_where_executables_are_found(tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from support.wait import undisturbed
 
 from llmsupervisor.base.exposition import Histogram, Scalar, parse, render
 from llmsupervisor.gateway.metrics import RECENT, Metrics, Moment
@@ -310,26 +313,27 @@ def busy() -> Metrics:
 
 
 def test_the_streams_hardly_wait_for_it() -> None:
-    """Processor time, the best of a few: far from what is promised only where it has become another order."""
+    """Processor time, the best of a few, beside that of something as simple: one record as JSON takes some 9 µs, a line
+    of such a text 1. Far from that only where it has become another order."""
     made, kept = busy(), record(service="s1", model="s1")
+    lines = made.text(None, None).count(b"\n")
+    assert lines > 4000
 
-    def best(times: int) -> float:
+    def best(work: Callable[[], object]) -> float:
         found = []
         for _ in range(5):
             begin = time.thread_time()
-            for _ in range(times):
-                made.observe(kept)
-            found.append((time.thread_time() - begin) / times)
+            work()
+            found.append(time.thread_time() - begin)
         return min(found)
 
-    assert best(200) < 60e-6
-    spent = []
-    for _ in range(5):
-        begin = time.thread_time()
-        text = made.text(None, None)
-        spent.append(time.thread_time() - begin)
-    assert text.count(b"\n") > 4000
-    assert min(spent) < 0.020
+    def measure() -> None:
+        assert best(lambda: [made.observe(kept) for _ in range(200)]) < 7 * best(
+            lambda: [json.dumps(kept) for _ in range(200)]
+        )
+        assert best(lambda: made.text(None, None)) < 5 * best(lambda: [f'x{{a="{n}"}} {n / 7}' for n in range(lines)])
+
+    undisturbed(measure)
 
 
 def test_the_page_names_them_all() -> None:

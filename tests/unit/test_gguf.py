@@ -199,8 +199,21 @@ def test_a_claim_takes_neither_memory_nor_time(data: bytes) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+    spent = time.process_time() - began
     assert peak < 1 << 20
-    assert time.process_time() - began < 2
+    assert spent < 1 or spent < 5 * honest()
+
+
+def honest() -> float:
+    """Seconds for as many strings as the longest of them has, and says that it has."""
+    data = file(key("a", ARRAY, array(STRING, 1 << 17, bytes(1 << 20))))
+    began = time.process_time()
+    tracemalloc.start()
+    try:
+        read_header(data)
+    finally:
+        tracemalloc.stop()
+    return time.process_time() - began
 
 
 @given(st.binary(max_size=200))

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
-from support.wait import Spent
+from support.wait import PATIENCE, Spent
 
 from llmsupervisor.host.http import MAX_ANSWER, Answer, Engine
 
@@ -56,7 +56,7 @@ def answering(*bodies: bytes, requests: list[bytes] | None = None, connections: 
     return serve
 
 
-def ask(serve: Serve, seconds: float = 5.0) -> Answer:
+def ask(serve: Serve, seconds: float = PATIENCE) -> Answer:
     async def case() -> Answer:
         async with engine(serve) as client:
             return await client.get_json("/health", seconds)
@@ -74,10 +74,10 @@ def test_json_key_and_body_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
             response(b'{"n": 1}'), response(b"x 1\n"), response(b"{}"), requests=requests, connections=connections
         )
         async with engine(serve, ("Authorization", "Bearer k")) as client:
-            answer = await client.get_json("/props", 5)
+            answer = await client.get_json("/props", PATIENCE)
             assert (answer.status, answer.json, answer.error, answer.ok) == (200, {"n": 1}, None, True)
-            assert (await client.get_text("/metrics", 5)).text == "x 1\n"
-            assert (await client.call("POST", "/completion", {"prompt": "é"}, 5)).json == {}
+            assert (await client.get_text("/metrics", PATIENCE)).text == "x 1\n"
+            assert (await client.call("POST", "/completion", {"prompt": "é"}, PATIENCE)).json == {}
 
     asyncio.run(case())
     assert [request.split(b" HTTP")[0] for request in requests] == [b"GET /props", b"GET /metrics", b"POST /completion"]
@@ -101,7 +101,7 @@ def test_nobody_listens() -> None:
     async def case() -> Answer:
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
-            return await Engine(f"http://127.0.0.1:{unused.getsockname()[1]}").get_json("/health", 5)
+            return await Engine(f"http://127.0.0.1:{unused.getsockname()[1]}").get_json("/health", PATIENCE)
 
     assert asyncio.run(case()) == Answer(None, error="connection refused")
 
@@ -122,7 +122,7 @@ async def dripping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 def test_the_time_is_for_the_whole_exchange(serve: Serve) -> None:
     began, spent = time.monotonic(), Spent()
     assert ask(serve, 0.5) == Answer(None, error="timed out after 0.5 s")
-    assert time.monotonic() - began > 0.4 and spent() < 1.5
+    assert time.monotonic() - began > 0.4 and spent() < 15, "what drips would take 50"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_an_endless_answer_is_cut() -> None:
 def test_cancelling_the_asker_is_no_answer() -> None:
     async def case() -> None:
         async with engine(silent) as client:
-            asking = asyncio.create_task(client.get_json("/health", 5))
+            asking = asyncio.create_task(client.get_json("/health", PATIENCE))
             await asyncio.sleep(0.1)
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -185,8 +185,9 @@ def test_nothing_stays_open_after_close() -> None:
     async def case() -> None:
         before = len(os.listdir("/proc/self/fd"))
         async with engine(answering(response(b"{}"))) as client:
-            assert (await client.get_json("/", 5)).ok
-        await asyncio.sleep(0.05)
-        assert len(os.listdir("/proc/self/fd")) <= before
+            assert (await client.get_json("/", PATIENCE)).ok
+        async with asyncio.timeout(PATIENCE):
+            while len(os.listdir("/proc/self/fd")) > before:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
 
     asyncio.run(case())

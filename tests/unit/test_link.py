@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.wait import PATIENCE
 
 from llmsupervisor.base.errors import Exit, LlmsupervisorError, Owned, SpecError, Unreachable, UsageError
 from llmsupervisor.link import client as client_module
@@ -130,7 +131,7 @@ def test_errors_come_back_as_their_types(serve: Serve, code: int, kind: type[Llm
 
 def test_an_error_without_id_or_text_ends_the_call(serve: Serve) -> None:
     with connect(serve(lambda r: [{"id": None, "ok": False}])) as client, pytest.raises(LlmsupervisorError):
-        client.call("ping", timeout=5)
+        client.call("ping", timeout=PATIENCE)
 
 
 def test_silence_hangups_and_noise_have_their_sentences(serve: Serve, tmp_path: Path) -> None:
@@ -163,7 +164,7 @@ def test_close_from_another_thread_ends_a_read(serve: Serve) -> None:
     thread = threading.Thread(target=read)
     thread.start()
     client.close()
-    thread.join(5)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
     assert isinstance(ended[0], Unreachable)
 
