@@ -91,7 +91,7 @@ def test_llama_server_knows_every_spelling_that_we_own() -> None:
 
 @pytest.mark.engine
 def test_the_real_llama_server_knows_every_flag(llama_server: Path) -> None:
-    shown = subprocess.run([llama_server, "--help"], capture_output=True, text=True, timeout=30, check=True)
+    shown = subprocess.run([llama_server, "--help"], capture_output=True, text=True, timeout=100, check=True)
     assert refused("llama-server", *parse_help(shown.stdout)) == []
 
 
@@ -99,7 +99,7 @@ def test_the_real_llama_server_knows_every_flag(llama_server: Path) -> None:
 def test_the_real_llama_server_tells_its_version(llama_server: Path) -> None:
     version = DEFINITIONS["llama-server"].version
     assert version is not None
-    shown = subprocess.run([llama_server, *version.command], capture_output=True, text=True, timeout=30, check=True)
+    shown = subprocess.run([llama_server, *version.command], capture_output=True, text=True, timeout=100, check=True)
     found = re.search(version.pattern, shown.stdout + shown.stderr)
     assert found is not None and found["v"] == version.written_for
     captured = re.search(version.pattern, (FIXTURES / "llama-server" / "version.txt").read_text())

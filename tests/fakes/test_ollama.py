@@ -208,7 +208,7 @@ def test_signals(serve: Serve, number: signal.Signals) -> None:
 
 
 def test_starts_that_fail(serve: Serve, tmp_path: Path) -> None:
-    done = subprocess.run([STAND_IN, "serve"], env={"PATH": os.environ["PATH"]}, capture_output=True, timeout=20)
+    done = subprocess.run([STAND_IN, "serve"], env={"PATH": os.environ["PATH"]}, capture_output=True, timeout=100)
     assert done.returncode == 2 and b"HOME" in done.stderr
     bare = tmp_path / "bin" / "ollama"
     bare.parent.mkdir()

@@ -37,7 +37,7 @@ def start(stand_in: StandIn, *words: str, **environ: str) -> subprocess.Popen[st
 
 def run(stand_in: StandIn, *words: str, **environ: str) -> tuple[int, str, str]:
     process = start(stand_in, *words, **environ)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=100)
     return process.returncode, out, err
 
 
@@ -67,7 +67,7 @@ def test_a_stream_to_a_pipe_comes_at_once_and_ends_with_ctrl_c(stand_in: StandIn
     assert process.stdout
     seen = [process.stdout.readline() for _ in range(3)]
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=30)[1] == ""
+    assert process.communicate(timeout=100)[1] == ""
     assert process.returncode == 0
     assert all("\x1b" not in line for line in seen)
     assert len([line for line in seen if line.strip()]) == 3
@@ -113,7 +113,7 @@ def test_status_loads_nothing_that_it_does_not_need(stand_in: StandIn) -> None:
         "slow = {'asyncio', 'pydantic', 'httpx', 'textual', 'rich', 'subprocess', 'logging', 'tomllib', 'tomlkit'}\n"
         "print(code, sorted(slow & set(sys.modules)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
 
 

@@ -134,7 +134,7 @@ def test_d3_full_disk_keeps_events_in_memory_and_the_state_file_whole(tmp_path: 
         env={**os.environ, "CODE": FULL},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=100,
     )
     assert done.returncode == 0, done.stderr
     events, state, goal, whole, *rest = json.loads(done.stdout)
