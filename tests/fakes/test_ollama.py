@@ -24,7 +24,7 @@ from support.wait import wait_until
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.slow,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(bool(ollama.REAL), reason="of the stand-in only"),
 ]
 CHECK = 'msg="evaluating already loaded"'

@@ -32,7 +32,7 @@ FREE |= {"total_duration", "load_duration", "prompt_eval_duration", "eval_durati
 WEIGHTS = re.compile(r"sha256[:-]941f309b\w+")
 """Of the captured model: Ollama rewrites a GGUF as it imports it, and the bytes are other ones."""
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def differences(want: Any, got: Any, at: str = "") -> list[str]:

@@ -18,7 +18,7 @@ from support.http import request
 from support.ollama import Serve
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def captured(name: str) -> str:

@@ -106,7 +106,7 @@ def unconfirmed(orders: list[dict[str, Any]], confirmed: list[str]) -> list[dict
     return found
 
 
-@pytest.mark.timeout(300 + COUNT)
+@pytest.mark.timeout(600 + COUNT)
 @pytest.mark.parametrize("size", [(80, 24), (40, 10), (140, 40)], ids=str)
 def test_random_keys(stand_in: StandIn, confirmed: list[str], size: tuple[int, int]) -> None:
     seed = SEED + size[0]

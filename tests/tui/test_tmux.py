@@ -20,7 +20,7 @@ from support.daemon import Daemon, clean_environ
 from support.spec import served
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 
 class Tmux:
