@@ -51,7 +51,7 @@ def take(path: Path, folder: Path, shots: Callable[[Pilot[None], Callable[[str],
 
     async def run() -> None:
         async with app.run_test(size=SIZE) as pilot:
-            await until(pilot, lambda s: "LIVE" in s and "READY" in s, "the first picture", 60)
+            await until(pilot, lambda s: "LIVE" in s and "READY" in s, "the first picture", 200)
 
             def shot(name: str) -> None:
                 (folder / f"{name}.svg").write_text(svg(app, "llmsupervisor tui"))
@@ -168,7 +168,7 @@ def demo(folder: Path) -> None:
         daemon.write({"chat": chat}, gateway={"listen": listen})
         daemon.up()
         try:
-            daemon.wait_state("chat", "READY", 120)
+            daemon.wait_state("chat", "READY", 300)
             with asking(f"http://{listen}/v1/chat/completions"):
                 take(daemon.socket, folder, demo_shots)
         finally:
@@ -176,10 +176,10 @@ def demo(folder: Path) -> None:
 
 
 async def demo_shots(pilot: Pilot[None], shot: Callable[[str], None]) -> None:
-    await until(pilot, lambda s: re.search(r"[12]/\d/[1-9]", s), "requests that run", 90)
+    await until(pilot, lambda s: re.search(r"[12]/\d/[1-9]", s), "requests that run", 200)
     shot("demo-overview")
     await pilot.press("2")
-    await until(pilot, lambda s: "LIVE 2 run" in s and s.count("length") > 2, "requests", 180)
+    await until(pilot, lambda s: "LIVE 2 run" in s and s.count("length") > 2, "requests", 300)
     shot("demo-requests")
     await pilot.press("down", "enter")
     await until(pilot, lambda s: "CONTEXT" in s, "one request")
