@@ -114,7 +114,7 @@ class Answer:
 
     def __init__(self, listen: str, body: Json, secret: str = "", path: str = "/v1/chat/completions") -> None:
         host, _, port = listen.rpartition(":")
-        self.connection = http.client.HTTPConnection(host, int(port), timeout=60)
+        self.connection = http.client.HTTPConnection(host, int(port), timeout=300)
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {secret}"} if secret else {})
         self.connection.request("POST", path, json.dumps(body), headers)
         self.response = self.connection.getresponse()
@@ -144,7 +144,7 @@ def attempts(listen: str, until: threading.Event, failures: list[str]) -> int:
     n = 0
     while not until.is_set():
         try:
-            socket.create_connection((host, int(port)), timeout=10).close()
+            socket.create_connection((host, int(port)), timeout=60).close()
             n += 1
         except OSError as error:
             failures.append(repr(error))

@@ -45,7 +45,8 @@ class Engine:
         self.asked = 0
         self.hung_up = threading.Event()
         """The gateway closed a connection, or reset it."""
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -89,6 +90,10 @@ class Engine:
         return [json.loads(request.split(b"\r\n\r\n", 1)[1]) for request in self.requests]
 
     def close(self) -> None:
+        """Not before its thread is out of `accept`: that may go on with another socket of the same number."""
+        with contextlib.suppress(OSError):  # closed before
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join(60)
         self.listener.close()
 
 
@@ -125,7 +130,7 @@ class Standalone:
             sock = socket.socket(socket.AF_UNIX)
             with contextlib.suppress(OSError):
                 sock.connect(str(self.folder / "gateway.sock"))
-                sock.settimeout(10)
+                sock.settimeout(60)
                 return sock
             sock.close()
             return None
@@ -202,7 +207,7 @@ class Standalone:
     def running(self) -> int:
         """Requests at engines, as the gateway counts them: what a second daemon is told at once."""
         with socket.socket(socket.AF_UNIX) as sock, contextlib.closing(sock.makefile("rb")) as lines:
-            sock.settimeout(10)
+            sock.settimeout(60)
             sock.connect(str(self.folder / "gateway.sock"))
             leases: dict[str, int] = json.loads(lines.readline())["leases"]
         return sum(leases.values())
@@ -238,7 +243,12 @@ class Standalone:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        """Without those of its history, which another thread opens in its own time."""
+        found = []
+        for fd in os.listdir(folder := f"/proc/{self.process.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                found.append(os.readlink(f"{folder}/{fd}"))
+        return sum("/requests.db" not in name for name in found)
 
     def close(self) -> None:
         self.process.kill()

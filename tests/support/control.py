@@ -18,12 +18,12 @@ class Refused(AssertionError):
         self.code, self.text = code, text
 
 
-def call(path: Path, name: str, timeout: float = 10.0, **args: Any) -> Any:
+def call(path: Path, name: str, timeout: float = 60.0, **args: Any) -> Any:
     """The result of one call. OSError where nobody listens."""
     return list(_answers(path, name, args, timeout))[-1][1]
 
 
-def items(path: Path, name: str, timeout: float = 10.0, **args: Any) -> Generator[Any, None, None]:
+def items(path: Path, name: str, timeout: float = 60.0, **args: Any) -> Generator[Any, None, None]:
     """The items of a streaming call, as they come; the answer's result is left out."""
     answers = _answers(path, name, args, timeout)
     with contextlib.closing(answers):

@@ -103,12 +103,12 @@ class Daemon:
         """Where a daemon stands that does not answer; it ends with that."""
         begun = self.output.stat().st_size
         self.signal(signal.SIGABRT)
-        self.wait_exit(20)
+        self.wait_exit()
         with self.output.open("rb") as file:
             file.seek(begun)
             return file.read().decode(errors="replace")
 
-    def wait_exit(self, timeout: float = 30.0) -> int:
+    def wait_exit(self, timeout: float = 90.0) -> int:
         assert self.process
         try:
             return self.process.wait(timeout)
@@ -122,7 +122,7 @@ class Daemon:
     def kill9(self) -> None:
         """Only the daemon: shims and engines go on."""
         self.signal(signal.SIGKILL)
-        self.wait_exit(20)
+        self.wait_exit()
 
     def restart(self) -> Daemon:
         """A new daemon after a death or a `leave`; one that runs is killed."""
@@ -130,7 +130,7 @@ class Daemon:
             self.kill9()
         return self.up()
 
-    def down(self, timeout: float = 60.0) -> None:
+    def down(self, timeout: float = 90.0) -> None:
         """`llmsupervisor down`, and nothing may be left."""
         done = self.cli("down", timeout=timeout)
         assert done.returncode == 0, f"down: {done.returncode}\n{done.stdout}{done.stderr}\n{self.told()}"
@@ -140,7 +140,7 @@ class Daemon:
 
     # --- asking it ---
 
-    def call(self, name: str, timeout: float = 10.0, **args: Any) -> Any:
+    def call(self, name: str, timeout: float = 60.0, **args: Any) -> Any:
         return control.call(self.socket, name, timeout, **args)
 
     def status(self) -> Json:
@@ -171,7 +171,7 @@ class Daemon:
     def wait_state(self, name: str, state: str, timeout: float = 30.0) -> Json:
         return self.wait_service(name, lambda s: s["state"] == state, timeout, state)
 
-    def cli(self, *args: str, timeout: float = 30.0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    def cli(self, *args: str, timeout: float = 90.0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """One command of the command line against this daemon's state folder."""
         return subprocess.run(
             [self.python, "-m", "llmsupervisor", *args],
@@ -204,7 +204,8 @@ class Daemon:
 
     def events(self, **match: Any) -> list[Json]:
         path = self.state / "events.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
         return [row for row in rows if all(row.get(k) == v for k, v in match.items())]
 
     def told(self, name: str | None = None) -> str:
@@ -229,9 +230,9 @@ class Daemon:
         """Ends everything, first the proper way; what survived the proper way is returned, then killed."""
         try:
             if (self.process and self.process.poll() is None) or process.inside(self.state):
-                self.cli("down", timeout=60)
+                self.cli("down")
                 if self.process:
-                    self.process.wait(30)
+                    self.process.wait(90)
             return self.leftovers()
         except subprocess.TimeoutExpired as error:
             return [f"`down` did not end: {error}", *self.leftovers()]

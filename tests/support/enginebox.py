@@ -111,15 +111,18 @@ class EngineBox(Box):
         """The process that computes."""
         if not self.kind.core:
             return int(self.daemon.service("chat")["pid"])
-        found = [pid for pid in self.tree() if Path(f"/proc/{pid}/comm").read_text().strip() == self.kind.core]
+        found = self.cores()
         assert len(found) == 1, self.tree()
         return found[0]
+
+    def cores(self) -> list[int]:
+        return [pid for pid in self.tree() if _text(pid, "comm").strip() == self.kind.core]
 
     def segments(self) -> set[str]:
         """Shared memory that the service maps and that has a name; a semaphore is mapped under another."""
         inodes: set[int] = set()
         for pid in self.tree():
-            maps = Path(f"/proc/{pid}/maps").read_text()
+            maps = _text(pid, "maps")
             inodes |= {int(n) for n in re.findall(r"^\S+ \S+ \S+ \S+ (\d+) +/dev/shm/", maps, re.MULTILINE)}
         return {entry.path for entry in os.scandir("/dev/shm") if entry.inode() in inodes}
 
@@ -138,3 +141,11 @@ class EngineBox(Box):
         record = wait_until(found, 15, lambda: f"a record with {match}: {json.dumps(self.records()[-3:], indent=1)}")
         assert record
         return record
+
+
+def _text(pid: int, name: str) -> str:
+    """Of a file in /proc; nothing where the process ends meanwhile."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

@@ -76,7 +76,7 @@ class Box:
 
     def inject(self, status: Json, **faults: Any) -> Json:
         """Into the running fake; what it tells of itself."""
-        told: Json = post_json(f"{status['endpoint']}/fault", faults, timeout=10)
+        told: Json = post_json(f"{status['endpoint']}/fault", faults)
         return told
 
     def states(self, name: str = "chat") -> list[str]:

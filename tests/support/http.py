@@ -23,7 +23,7 @@ def answer_of(url: str, body: object) -> tuple[int, int | None, str]:
         return response.status, None if after is None else int(after), response.read().decode()
 
 
-def get_json(url: str, key: str = "", timeout: float = 10.0) -> Any:
+def get_json(url: str, key: str = "", timeout: float = 60.0) -> Any:
     status, data = request(url, key=key, timeout=timeout)
     assert status == 200, f"GET {url}: {status} {data[:500]!r}"
     return json.loads(data)

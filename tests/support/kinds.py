@@ -23,7 +23,7 @@ class Kind:
     service: Callable[..., Table]
     loaded: str
     """The engine's own line at the end of a load."""
-    start: float = 90.0
+    start: float = 300.0
     context: int = 1024
     tokens: int = 900
     """Of an answer that takes some seconds and more; fits `context`."""

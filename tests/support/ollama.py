@@ -134,7 +134,7 @@ class Serve:
         with contextlib.suppress(ProcessLookupError):
             self.child.send_signal(signal.SIGTERM)
         try:
-            return self.child.wait(20)
+            return self.child.wait(60)
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)

@@ -30,7 +30,7 @@ def server_log(arguments: list[Any], folder: Path, pattern: str, times: int = 1,
         words = [engines.llama_server(), *map(str, (*arguments, *usual, "--port", 0, "--verbosity", 5))]
         server = subprocess.Popen(words, stdout=output, stderr=output)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while len(re.findall(pattern, log.read_text(errors="replace"))) < times:
             assert server.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-2000:]
             time.sleep(0.05)

@@ -30,7 +30,7 @@ def wait_until(predicate: Callable[[], T], timeout: float, what: str | Callable[
 
 def undisturbed(measure: Callable[[], None], times: int = 3) -> None:
     """What holds on a machine that disturbs nobody: measured again where it did not, so many times at most. What is wrong is
-    wrong each time."""
+    wrong each time. A machine that is slow for a while gets a while."""
     for left in reversed(range(times)):
         try:
             return measure()
@@ -38,6 +38,7 @@ def undisturbed(measure: Callable[[], None], times: int = 3) -> None:
             if not left:
                 raise
             print(f"measured again: {str(error)[:2000]}")
+            time.sleep(10 / left)
 
 
 class _Stalls(threading.Thread):
