@@ -38,5 +38,7 @@ def test_equal(daemon: Daemon) -> None:
 def test_something_else_is_a_condition(daemon: Daemon, knob: str, value: object, key: str, got: object) -> None:
     status = up(daemon, **{knob: value})
     assert status["got"][key] == got != status["asked"][key]
+    known = lambda s: "not-as-asked" in [c["id"] for c in s["conditions"]]  # noqa: E731
+    status = daemon.wait_service("chat", known, 30, "the condition")
     (condition,) = [c for c in status["conditions"] if c["id"] == "not-as-asked"]
     assert all(words in condition["text"] for words in (key, told(got), told(status["asked"][key])))

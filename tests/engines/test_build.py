@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ def make_tree(folder: Path, help_exit: int = 0) -> Path:
 def call(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     env = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "LLMSUPERVISOR_ENGINES": str(folder), **environ}
     return subprocess.run(
-        [sys.executable, str(BUILDER), "llama-server"], env=env, capture_output=True, text=True, timeout=60
+        [sys.executable, str(BUILDER), "llama-server"], env=env, capture_output=True, text=True, timeout=150
     )
 
 
@@ -76,7 +77,7 @@ def test_progress_is_the_step_of_the_tool(tmp_path: Path, capsys: pytest.Capture
     progress.told = -100.0
     assert build.STEP.match("[ 42%] Building") and build.STEP.match("[42/218] Linking")
     progress.say("compiling [42/218]")
-    assert "compiling [42/218], 0m00s" in capsys.readouterr().out
+    assert re.search(r"compiling \[42/218\], 0m\d\ds", capsys.readouterr().out)
 
 
 def test_no_compiler_is_said_in_one_line(tmp_path: Path) -> None:
@@ -95,4 +96,4 @@ def test_a_second_builder_waits(tmp_path: Path) -> None:
             assert "waiting" in child.stdout.readline()
             build.install(make_tree(tmp_path / "tree"), tmp_path / "llama-server")
             fcntl.flock(lock, fcntl.LOCK_UN)
-            assert child.wait(30) == 0
+            assert child.wait(90) == 0

@@ -63,7 +63,7 @@ def test_all_steps_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 
 def test_what_is_there_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole(tmp_path, monkeypatch)
-    done = subprocess.run(**installer(tmp_path), capture_output=True, timeout=60)
+    done = subprocess.run(**installer(tmp_path), capture_output=True, timeout=150)
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -117,4 +117,4 @@ def test_a_second_installer_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             Steps(monkeypatch)
             build_vllm.install(place, build.Progress("vllm"))
             fcntl.flock(lock, fcntl.LOCK_UN)
-            assert child.wait(30) == 0
+            assert child.wait(90) == 0

@@ -19,7 +19,7 @@ from llmsupervisor.gateway.fit import request as question
 from llmsupervisor.gateway.view import Count
 from llmsupervisor.runtime.load import parse
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 DEFINITION = parse((engines.REPOSITORY / "runtimes" / "llama-server.toml").read_text(), "llama-server.toml")
 PATHS = {api: path for path, api in DEFINITION.routes.items()}
 CONTEXT = 256
@@ -38,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log: Path = tmp_path_factory.mktemp("count") / "log"
     with log.open("wb") as out, subprocess.Popen(argv, stdout=out, stderr=out) as running:
         try:
-            wait_until(lambda: _ready(port, running), 60, lambda: f"llama-server\n{log.read_text(errors='replace')}")
+            wait_until(lambda: _ready(port, running), 200, lambda: f"llama-server\n{log.read_text(errors='replace')}")
             yield f"http://127.0.0.1:{port}"
         finally:
             running.kill()

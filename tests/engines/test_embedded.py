@@ -22,7 +22,7 @@ from llmsupervisor.runtime.load import parse
 from llmsupervisor.runtime.render import problems, render
 from llmsupervisor.spec.model import Service
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 DEFINITION = parse((engines.REPOSITORY / "runtimes" / "llama-server.toml").read_text(), "llama-server.toml")
 KEY = "test-key"
 
@@ -41,7 +41,7 @@ class Embedded:
             self.process = subprocess.Popen(rendered.words, env=env, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
 
     def ready(self) -> Embedded:
-        wait_until(self._healthy, 60, self.log.read_text)
+        wait_until(self._healthy, 150, self.log.read_text)
         return self
 
     def _healthy(self) -> bool:
@@ -67,7 +67,7 @@ def start(tmp_path: Path, model: Path, ports: range) -> Iterator[Callable[..., E
     yield go
     for server in started:
         server.process.kill()
-        server.process.wait(20)
+        server.process.wait(60)
 
 
 @pytest.mark.parametrize("executable", [engines.embedded, engines.llama_server])
@@ -102,20 +102,20 @@ def test_it_stops_at_sigterm_also_with_an_open_stream(start: Callable[..., Embed
     with Stream(server.endpoint, KEY) as stream:
         stream.first()
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(20) == 0
+        assert server.process.wait(60) == 0
     idle = start().ready()
     idle.process.send_signal(signal.SIGINT)
-    assert idle.process.wait(20) == 0
+    assert idle.process.wait(60) == 0
 
 
 def test_a_missing_model_ends_it_with_the_engines_own_words(start: Callable[..., Embedded]) -> None:
     server = start(model="/nonexistent/m.gguf")
-    assert server.process.wait(30) == 1
+    assert server.process.wait(90) == 1
     assert "failed to open GGUF file '/nonexistent/m.gguf'" in server.log.read_text()
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([engines.embedded(), *args], capture_output=True, text=True, timeout=60)
+    return subprocess.run([engines.embedded(), *args], capture_output=True, text=True, timeout=150)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from support.wait import wait_until
 
 from llmsupervisor.host import resident
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 MIB = 1024 * 1024
 Json = dict[str, Any]
 
@@ -54,9 +54,9 @@ def test_the_second_plan_is_near_the_truth(chat: Daemon) -> None:
     known before it starts. KV to the byte that the engine tells, both times."""
     chat.write({"chat": service(context_length=1024)})
     chat.up()
-    chat.wait_state("chat", "READY", 60)
     assert host(chat)["total"] is None and host(chat)["overhead"] is None, "nothing was learned yet"
-    wait_until(lambda: lessons(chat), 20, "the first lesson")
+    chat.wait_state("chat", "READY", 200)
+    wait_until(lambda: lessons(chat), 60, "the first lesson")
     (first,) = lessons(chat)
     assert first["key"]["runtime"] == "llama-server" and first["key"]["place"] == "host" and first["starts"] == 1
     assert first["compute"], "as the engine's log says"

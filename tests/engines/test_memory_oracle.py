@@ -19,7 +19,7 @@ from llmsupervisor.plan.gguf import GgufHeader
 from llmsupervisor.plan.memory import Memory, Settings, estimate
 from llmsupervisor.plan.shapes import SHAPES
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
 SWA = {"attention.sliding_window": 1024}
 GEMMA2 = {"attention.sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
@@ -138,7 +138,7 @@ def fit_params(path: Path, settings: Settings) -> Said:
     }
     words = [str(word) for pair in arguments.items() for word in pair]
     more = ["--no-repack"] + (["--swa-full"] if settings.swa_full else [])
-    done = subprocess.run([tool, *words, *more], capture_output=True, text=True, errors="replace", timeout=60)
+    done = subprocess.run([tool, *words, *more], capture_output=True, text=True, errors="replace", timeout=300)
     found = re.search(r"^Host (\d+) (\d+) (\d+)", done.stdout, re.MULTILINE)
     assert found, done.stdout + done.stderr
     return Said(*map(int, found.groups()))

@@ -13,7 +13,7 @@ from support.oracle import COMPUTE, MIB, header_of, server_log
 
 from llmsupervisor.plan.memory import Memory, Settings, estimate
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
 QWEN3 = decoder("qwen3", qk_norm=True, head=128)
 CASES: dict[str, tuple[Model, dict[str, Any]]] = {

@@ -130,7 +130,7 @@ def test_a_start_that_cannot_succeed(box: Box, failure: Failure) -> None:
         settings["model"] = str(spoilt)
     box.up(**settings)
     status = box.daemon.wait_service(
-        "chat", lambda s: s["state"] in failure.states and s["reason"], 60, str(failure.states)
+        "chat", lambda s: s["state"] in failure.states and s["reason"], 200, str(failure.states)
     )
     assert re.search(failure.told, told(status), re.IGNORECASE), told(status)
     settled(status)
@@ -163,8 +163,8 @@ def test_the_repaired_model_starts_by_itself(box: Box) -> None:
     spoilt = box.daemon.folder / "spoilt.gguf"
     not_gguf(spoilt)
     box.up(model=str(spoilt))
-    box.daemon.wait_service("chat", lambda s: s["state"] in ("PENDING", "FAILED"), 60, "a refusal")
+    box.daemon.wait_service("chat", lambda s: s["state"] in ("PENDING", "FAILED"), 200, "a refusal")
     new = spoilt.with_suffix(".new")
     new.symlink_to(engines.smollm2())
     new.replace(spoilt)
-    assert chat(box.daemon.wait_state("chat", "READY", 90)["endpoint"], box.daemon.key("chat")).strip()
+    assert chat(box.daemon.wait_state("chat", "READY", 300)["endpoint"], box.daemon.key("chat")).strip()

@@ -59,7 +59,7 @@ def run(model: Path) -> Iterator[Run]:
         daemon.write({"chat": service}, gateway={"listen": run.listen})
         daemon.up()
         try:
-            daemon.wait_state("chat", "READY", 120)
+            daemon.wait_state("chat", "READY", 240)
             wait_until(lambda: request(f"http://{run.listen}/readyz")[0] == 200, 30, "the gateway")
             for number in range(REQUESTS):
                 run.stream(number % 3, 60 if number == 0 else 4)
@@ -72,9 +72,15 @@ def run(model: Path) -> Iterator[Run]:
 def test_figures_of_a_real_engine(run: Run) -> None:
     chat = run.daemon.wait_service(
         "chat",
-        lambda s: s["slo"] and s["slo"][0]["requests"] >= REQUESTS and (s["rss_bytes"] or 0) > 30e6,
+        lambda s: (
+            s["slo"]
+            and s["slo"][0]["requests"] >= REQUESTS
+            and (s["rss_bytes"] or 0) > 30e6
+            and s["targets"][0]["context"]["requests"] == REQUESTS
+            and "slo" in [c["id"] for c in s["conditions"]]
+        ),
         60,
-        "all requests, and a look at the memory since they came",
+        "all requests, what is said of them, and a look at the memory since they came",
     )
     target, memory = chat["targets"][0], chat["memory"]
     assert memory["gpu"] is None and memory["source"] == "log"
@@ -128,7 +134,7 @@ def test_a_draft_model_whose_guesses_are_taken(daemon: Daemon, model: Path) -> N
     """The model guesses for itself."""
     daemon.write({"chat": served(engines.llama_server(), model, draft=str(model))})
     daemon.up()
-    ready = daemon.wait_state("chat", "READY", 120)
+    ready = daemon.wait_state("chat", "READY", 240)
     assert ready["targets"][0]["draft_acceptance"] is None
     first = daemon.wait_service("chat", lambda s: s["targets"][0]["figures_time"], 30, "figures before the request")
     assert first["conditions"] == [] and first["got"]["kv_cache_type"] == "q8_0", "what the draft got is not its own"
@@ -142,6 +148,13 @@ def test_a_draft_model_whose_guesses_are_taken(daemon: Daemon, model: Path) -> N
 
 
 def test_figures_over_time(run: Run) -> None:
+
+    def ran() -> bool:
+        run.stream(0, 200)
+        found = run.series("services.chat.requests_running", window_s=300)["series"]
+        return 1 in found["services.chat.requests_running"]["mean"]
+
+    wait_until(ran, 120, "a second in which it worked")
     found = run.series("services.chat.*", window_s=300)
     names = {name.rpartition(".")[2] for name in found["series"]}
     assert {
