@@ -29,14 +29,15 @@ class Asked(asyncio.Protocol):
     """One connection. `over`: the whole answer; of a stream, all until it breaks."""
 
     def __init__(self, request: bytes) -> None:
-        self.request, self.got = request, b""
+        self.request, self.got, self.began = request, b"", False
         self.over = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         cast(asyncio.Transport, transport).write(self.request)
 
     def data_received(self, data: bytes) -> None:
-        if b"data: " in data and b"data: " not in self.got:
+        if b"data: " in data and not self.began:
+            self.began = True
             say(stream="began")
         self.got = (self.got + data)[-4096:]
 
@@ -62,9 +63,10 @@ async def stream(port: int) -> None:
         try:
             _, asked = await loop.create_connection(lambda: Asked(STREAM), "127.0.0.1", port)
             await asked.over
+            if asked.began:
+                say(stream="ended")
         except OSError as error:
             say(how="refused" if isinstance(error, ConnectionRefusedError) else f"lost: {error}")
-        say(stream="ended")
         await asyncio.sleep(AGAIN)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import uvloop
 from gateway.standalone import CHUNKED, LAST, Answer, Standalone, chunk, drain, post, whole
-from support.wait import wait_until
+from support.wait import undisturbed, wait_until
 
 from llmsupervisor.gateway import bodies
 from llmsupervisor.gateway.board import Board
@@ -64,16 +64,16 @@ def test_a_stalled_client_holds_the_engine_of_its_next_request_back(gateway: Sta
     with gateway.client() as sock:
         sock.sendall(post(ALIAS) + post(headers="Connection: close\r\n"))
         assert not done.wait(1), "24 MiB are in the gateway"
-        assert sum(map(len, iter(lambda: sock.recv(MIB), b""))) > 36 * MIB and done.wait(20)
+        assert sum(map(len, iter(lambda: sock.recv(MIB), b""))) > 36 * MIB and done.wait(60)
 
 
 def test_a_slow_reader_that_goes_on_reading_is_not_dropped(gateway: Standalone) -> None:
     long = whole(b'{"model": "chat", "x": "' + b"x" * 10 * MIB + b'"}')
     gateway.engine.act = lambda sock, request: sock.sendall(long)
-    gateway.apply(model="chat", limits={"write_stall_s": 2})
+    gateway.apply(model="chat", limits={"write_stall_s": 4})
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * 1024)
-        sock.settimeout(10)
+        sock.settimeout(60)
         sock.connect(("127.0.0.1", gateway.port))
         sock.sendall(post(ALIAS, headers="Connection: close\r\n"))
         data = bytearray()
@@ -168,7 +168,6 @@ def test_http_1_0_is_closed_after_its_answer(gateway: Standalone) -> None:
     """Nothing in our answer says that the connection stays."""
     with gateway.client() as sock:
         sock.sendall(b"GET /healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
-        sock.settimeout(3)
         assert Answer(drain(sock)).status == 200
 
 
@@ -195,17 +194,17 @@ def test_what_is_removed_is_refused_at_once(gateway: Standalone) -> None:
         waiting = pool.submit(gateway.ask)
         wait_until(lambda: gateway.queued() == 1, 5, "one waits")
         gateway.apply(target="other", service="other", endpoint="other@1", names=["other"])
-        answer = waiting.result(20)
+        answer = waiting.result(60)
     assert answer.status == 503 and answer.code == "unavailable"
 
 
 def test_a_slow_upload_has_its_time_in_the_queue(gateway: Standalone) -> None:
-    limits = {"queue_deadline_s": 2.5}
+    limits = {"queue_deadline_s": 5}
     gateway.apply(**HOLD, limits=limits)
     request = post(headers="Connection: close\r\n")
     with gateway.client() as sock:
         sock.sendall(request[:-1])
-        time.sleep(2.6)
+        time.sleep(5.1)
         sock.sendall(request[-1:])
         wait_until(lambda: gateway.queued() == 1, 5, "it waits")
         time.sleep(0.3)
@@ -230,7 +229,7 @@ def test_a_head_that_comes_long_before_the_first_token(gateway: Standalone) -> N
 def test_a_terminate_while_requests_wait_and_run(gateway: Standalone) -> None:
     """Who waited hears why, who ran too, and both are on record."""
     hang = threading.Event()
-    gateway.engine.act = lambda sock, request: (hang.wait(60), None)[1]
+    gateway.engine.act = lambda sock, request: (hang.wait(100), None)[1]
     gateway.apply(parallel=1)
     with ThreadPoolExecutor() as pool:
         running = pool.submit(gateway.say, post())
@@ -238,11 +237,11 @@ def test_a_terminate_while_requests_wait_and_run(gateway: Standalone) -> None:
         waiting = pool.submit(gateway.ask)
         wait_until(lambda: gateway.queued() == 1, 5, "one waits")
         gateway.process.send_signal(signal.SIGTERM)
-        answer = waiting.result(20)
+        answer = waiting.result(60)
         assert answer.status == 503 and answer.headers["Retry-After"]
-        cut = Answer(running.result(20))
+        cut = Answer(running.result(60))
         assert cut.status == 502 and "cut off by the gateway, which is ending" in cut.error["message"]
-        gateway.process.wait(20)
+        gateway.process.wait(60)
         hang.set()
     assert sorted(record["finish_reason"] for record in gateway.records(2)) == ["engine_exit", "rejected"]
 
@@ -278,22 +277,22 @@ async def read(parser: Parser) -> float:
 
 
 def test_a_parser_is_not_ended_while_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "IDLE", 0.1)
+    monkeypatch.setattr(bodies, "IDLE", 1.0)
 
     async def main() -> None:
         parser = Parser()
         await read(parser)
         process = parser._process
         assert process is not None
-        await asyncio.sleep(0.05)
         os.kill(process.pid, signal.SIGSTOP)
-        asyncio.get_running_loop().call_later(0.3, os.kill, process.pid, signal.SIGCONT)
+        asyncio.get_running_loop().call_later(1.5, os.kill, process.pid, signal.SIGCONT)
         await read(parser)
-        assert parser._process is process
+        kept = parser._process
         parser.end()
         await process.wait()
+        assert kept is process
 
-    run(main)
+    undisturbed(lambda: run(main))
 
 
 def test_a_parser_that_died_is_started_anew_and_one_that_hangs_is_not_waited_for(
@@ -311,7 +310,7 @@ def test_a_parser_that_died_is_started_anew_and_one_that_hangs_is_not_waited_for
         os.kill(parser._process.pid, signal.SIGSTOP)
         second = parser._process
         monkeypatch.setattr(bodies, "LONGEST", 1.0)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await read(parser)
         await second.wait()
 
@@ -323,7 +322,7 @@ def test_a_terminate_ends_the_parser(gateway: Standalone) -> None:
     children = Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children")
     (child,) = children.read_text().split()
     gateway.process.terminate()
-    assert gateway.process.wait(20) == 0 and gateway.output.read_text() == ""
+    assert gateway.process.wait(60) == 0 and gateway.output.read_text() == ""
     wait_until(lambda: not Path(f"/proc/{child}").exists(), 5, "the end of its child")
 
 

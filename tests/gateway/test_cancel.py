@@ -53,12 +53,12 @@ def test_a_client_that_leaves_is_gone_at_its_engine(
     def one() -> float:
         sock = gateway.client()
         sock.sendall(post(STREAM))
-        came.get(timeout=10)
+        came.get(timeout=60)
         if begun:
             assert sock.recv(65536)
         left = time.monotonic()
         leave(sock)
-        return gone.get(timeout=10) - left
+        return gone.get(timeout=60) - left
 
     gateway.engine.act = act
     within(one)
@@ -76,7 +76,7 @@ def test_an_engine_that_dies_is_told_to_its_client(
     def act(sock: socket.socket, request: bytes) -> None:
         if begun:
             sock.sendall(EVENT)
-        turn.get(timeout=10)
+        turn.get(timeout=60)
         died.put(time.monotonic())
         die(sock)
 
@@ -91,7 +91,7 @@ def test_an_engine_that_dies_is_told_to_its_client(
             told = sock.recv(65536)
             heard = time.monotonic()
             assert (b"event: error" if begun else b"HTTP/1.1 502 ") in told
-        return heard - died.get(timeout=10)
+        return heard - died.get(timeout=60)
 
     gateway.engine.act = act
     within(one)

@@ -114,9 +114,9 @@ def test_W11_who_waits_is_not_sent_to_an_engine_that_is_dying(gateway: Standalon
         wait_until(lambda: gateway.running() == 1, 10, "the stream at the engine")
         waiting = pool.submit(gateway.ask)
         assert streaming.result().error["code"] == "upstream_failed"
-        assert asked.wait(20) and gateway.running() == 0 and not waiting.done()
-        dead.set()
+        assert asked.wait(60) and gateway.running() == 0 and not waiting.done()
         gateway.apply(endpoint="chat@2", address=after.address)
+        dead.set()
         assert waiting.result().status == 200
         assert len(gateway.engine.requests) == 1 and len(after.requests) == 1
 
@@ -136,28 +136,28 @@ def test_an_engine_that_breaks_off_and_lives_is_asked_on(gateway: Standalone) ->
         bad = [pool.submit(gateway.ask, {"model": "chat", "messages": [], "user": "bad"}) for _ in range(50)]
         good = [pool.submit(gateway.ask) for _ in range(50)]
         assert {each.result().status for each in good} == {200} and {each.result().status for each in bad} == {502}
-        assert spent() < 10
+        assert spent() < 20
     assert 1 <= gateway.engine.asked <= 50 and len(gateway.engine.requests) == 100
 
 
 def test_W12_an_engine_that_hangs_mid_stream(gateway: Standalone) -> None:
     """One that says anything at all, be it a comment, does not hang."""
-    gateway.apply(limits={"silence_s": 1.5})
+    gateway.apply(limits={"silence_s": 3})
 
     def act(sock: socket.socket, request: bytes) -> None:
         sock.sendall(CHUNKED + chunk(b"data: 1\n\n"))
         for _ in range(12):
-            time.sleep(0.15)
+            time.sleep(0.3)
             sock.sendall(chunk(b": alive\n\n"))
         sock.recv(1)
 
     gateway.engine.act = act
     began = time.monotonic()
     answer = gateway.ask(STREAM)
-    assert 3.2 < time.monotonic() - began < 20
+    assert time.monotonic() - began > 6.5
     assert answer.body.count(b": alive") == 12 and not answer.complete
     assert answer.error["type"] == "server_error"
-    assert gateway.engine.hung_up.wait(20) and gateway.hear("bad")["endpoint"] == "chat@1"
+    assert gateway.engine.hung_up.wait(60) and gateway.hear("bad")["endpoint"] == "chat@1"
     wait_until(lambda: gateway.running() == 0, 5, "the lease to be given back")
 
 
@@ -173,13 +173,13 @@ def test_W17_a_switch_under_load(gateway: Standalone) -> None:
             sock.sendall(whole(b'{"model": "b"}'))
             return
         sock.sendall(CHUNKED + chunk(FOX))
-        assert gate.wait(20)
+        assert gate.wait(100)
         sock.sendall(chunk(DONE) + LAST)
 
     gateway.engine.act = act
     a = {"target": "a", "service": "a", "endpoint": "a@1", "names": ["a"], "model": "a", "parallel": 50}
     b = {"target": "b", "service": "b", "endpoint": "b@1", "names": ["b"], "model": "b"}
-    limits = {"queue_size": 5, "queue_deadline_s": 20}
+    limits = {"queue_size": 5, "queue_deadline_s": 100}
     gateway.apply(**a, more=[{**b, "state": "hold", "address": None, "reason": "IDLE"}], limits=limits)
     with ThreadPoolExecutor(50) as pool:
         streams = [pool.submit(gateway.ask, {**STREAM, "model": "a"}) for _ in range(40)]
@@ -201,12 +201,10 @@ def test_W18_a_herd_at_ready(gateway: Standalone) -> None:
     keys = [key("many", "k-many"), key("few", "k-few")]
     gateway.engine.act = slowly
     gateway.apply(state="hold", address=None, keys=keys, parallel=3)
-    order: list[str] = []
 
     def ask(name: str) -> int:
-        answer = gateway.ask({"model": "chat", "prompt": "x" * 8192}, headers=f"Authorization: Bearer k-{name}\r\n")
-        order.append(name)
-        return answer.status
+        body = {"model": "chat", "prompt": "x" * 8192, "user": name}
+        return gateway.ask(body, headers=f"Authorization: Bearer k-{name}\r\n").status
 
     with ThreadPoolExecutor(220) as pool:
         asked = [pool.submit(ask, "many") for _ in range(200)]
@@ -216,7 +214,7 @@ def test_W18_a_herd_at_ready(gateway: Standalone) -> None:
         gateway.apply(keys=keys, parallel=3)
         assert {each.result() for each in asked} == {200}
     assert gateway.engine.most <= 3
-    assert max(i for i, name in enumerate(order) if name == "few") < 60
+    assert max(i for i, said in enumerate(gateway.engine.said()) if said["user"] == "few") < 60
     assert len(gateway.engine.requests) == 210
     wait_until(lambda: gateway.running() == 0, 5, "the lease to be given back")
 
@@ -298,19 +296,29 @@ SAID = {
 }
 
 
-def figures(gateway: Standalone, said: str) -> dict[str, Any]:
-    """The record of an answer of 0.3 s of prefill and 0.6 s of decode, whose engine says otherwise."""
-    last = f'data: {{"choices":[{{"delta":{{}},"finish_reason":"stop"}}],"timings":{{{said}}}}}\n\n'.encode()
+def figures(gateway: Standalone, said: str) -> tuple[dict[str, Any], float, float]:
+    """The record of an answer whose engine says something else than how long it took, and how long that was: its prefill
+    and its decode in milliseconds, 300 and 600. They are put into `said`."""
+    took, ends = {"prefill": 0.0, "decode": 0.0}, list[bytes]()
 
     def act(sock: socket.socket, request: bytes) -> None:
-        time.sleep(0.3)
-        sock.sendall(CHUNKED + chunk(FOX))
-        time.sleep(0.6)
-        sock.sendall(chunk(FOX) + chunk(last + DONE) + LAST)
+        for name, seconds in (("prefill", 0.3), ("decode", 0.6)):
+            began = time.monotonic()
+            time.sleep(seconds)
+            took[name] = 1000 * (time.monotonic() - began)
+            if name == "prefill":
+                sock.sendall(CHUNKED + chunk(FOX))
+        text = f'data: {{"choices":[{{"delta":{{}},"finish_reason":"stop"}}],"timings":{{{said % took}}}}}\n\n'
+        ends.append(text.encode() + DONE)
+        sock.sendall(chunk(FOX) + chunk(ends[0]) + LAST)
 
     gateway.engine.act = act
-    assert gateway.ask(STREAM).body == FOX + FOX + last + DONE
-    return gateway.records(len(gateway.engine.requests))[-1]
+    assert gateway.ask(STREAM).body == FOX + FOX + ends[0]
+    return gateway.records(len(gateway.engine.requests))[-1], took["prefill"], took["decode"]
+
+
+def near(found: float, took: float) -> bool:
+    return took - 10 < found < took + 100
 
 
 @pytest.mark.parametrize("said", SAID.values(), ids=SAID)
@@ -318,8 +326,8 @@ def test_W23_absurd_figures_are_told_and_not_believed(gateway: Standalone, said:
     gateway.apply(traits={"timing": TIMING})
 
     def ours() -> None:
-        record = figures(gateway, said)
-        assert 290 < record["prefill_ms"] < 400 and 590 < record["decode_ms"] < 700
+        record, prefill, decode = figures(gateway, said)
+        assert near(record["prefill_ms"], prefill) and near(record["decode_ms"], decode)
         assert record["sources"]["prefill_ms"] == record["sources"]["decode_ms"] == "gateway"
         if "e12" in said:
             assert float(record["sources"]["prefill_ms_engine"]) == 1e12
@@ -332,14 +340,15 @@ def test_W23_figures_that_differ_are_marked(gateway: Standalone) -> None:
     gateway.apply(traits={"timing": TIMING})
 
     def one_of_two() -> None:
-        record = figures(gateway, '"prompt_ms":299,"predicted_ms":250')
+        record, prefill, decode = figures(gateway, '"prompt_ms":%(prefill)d,"predicted_ms":250')
         assert record["decode_ms"] == 250 and record["sources"]["decode_ms"] == "both"
-        assert 590 < float(record["sources"]["decode_ms_gateway"]) < 700
-        assert record["prefill_ms"] == 299 and record["sources"]["prefill_ms"] == "engine"
+        assert near(float(record["sources"]["decode_ms_gateway"]), decode)
+        assert record["prefill_ms"] == int(prefill) and record["sources"]["prefill_ms"] == "engine"
 
     undisturbed(one_of_two)
 
     def none() -> None:
-        assert figures(gateway, '"prompt_ms":299,"predicted_ms":601')["sources"]["decode_ms"] == "engine"
+        record, _, _ = figures(gateway, '"prompt_ms":%(prefill)d,"predicted_ms":%(decode)d')
+        assert record["sources"]["decode_ms"] == "engine"
 
     undisturbed(none)

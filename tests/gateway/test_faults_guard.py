@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -176,11 +177,16 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_S4_names_that_are_paths(shared: Standalone, name: str) -> None:
     """Looked up, never joined; told without what a terminal obeys."""
-    before = sorted(os.listdir(shared.folder))
+
+    def files() -> list[str]:
+        """Without the records, which another thread opens in its own time."""
+        return sorted(name for name in os.listdir(shared.folder) if not name.startswith("requests.db"))
+
+    before = files()
     answer = shared.ask({"model": name})
     assert answer.status == 404 and answer.code == "model_not_found"
     assert b"\x1b" not in answer.data and b"\0" not in answer.data and len(answer.data) < 4096
-    assert sorted(os.listdir(shared.folder)) == before and shared.engine.requests == []
+    assert files() == before and shared.engine.requests == []
 
 
 @pytest.mark.parametrize("path", ["/%2e%2e/x", "/v1/%6dodels", "/v1//models", "/v1/models%00", "/v1/models;a", "/\xff"])
@@ -216,18 +222,20 @@ def test_S5_S6_S9_no_secret_and_no_prompt_anywhere(daemon: Daemon) -> None:
     told = [daemon.cli(*words).stdout for words in (["status", "--json"], ["plan", "--json"], ["events", "--json"])]
     told += [daemon.cli("requests", "--json", "-n", "1000").stdout, request(f"{box.url}/metrics")[1].decode()]
     assert all(told), "each says something"
-    commands = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in process.inside(daemon.folder)]
+    commands = [*process.inside(daemon.folder).values()]
     assert len(commands) >= 3
     for text in [*told, *commands]:
         assert not [secret for secret in secrets if secret in text], text[:2000]
     known = {*files.values(), daemon.run_folder("chat") / "secrets"}
     view = daemon.run / "gateway" / "view.json"
+    views = (view, view.with_suffix(".tmp"))
     for path in daemon.folder.rglob("*"):
-        if path.is_file() and path not in known:
-            found = [secret for secret in secrets if secret.encode() in path.read_bytes()]
-            assert not found or (path == view and not {ALICE, BOB, made_up, canary} & {*found}), (path, found)
-            if path.name.startswith("requests.db"):
-                assert path.stat().st_mode & 0o077 == 0
+        with contextlib.suppress(FileNotFoundError):  # replaced meanwhile
+            if path.is_file() and path not in known:
+                found = [secret for secret in secrets if secret.encode() in path.read_bytes()]
+                assert not found or (path in views and not {ALICE, BOB, made_up, canary} & {*found}), (path, found)
+                if path.name.startswith("requests.db"):
+                    assert path.stat().st_mode & 0o077 == 0
     assert view.stat().st_mode & 0o077 == 0
 
 
@@ -326,7 +334,7 @@ def test_S15_shares(gateway: Standalone) -> None:
 
 
 def test_S15_one_key_cannot_take_all_the_room(gateway: Standalone) -> None:
-    limits = {"queue_size": 20, "queue_deadline_s": 20}
+    limits = {"queue_size": 20, "queue_deadline_s": 100}
     gateway.apply(state="hold", keys=KEYS, limits=limits)
     with ThreadPoolExecutor(60) as pool:
         greedy = [pool.submit(gateway.ask, headers=bearer(ALICE)) for _ in range(40)]

@@ -20,14 +20,13 @@ def begin(gateway: Standalone, sent: bytes = CHUNKED + chunk(b"data: 1\n\n")) ->
     gateway.engine.act = lambda sock, request: sock.sendall(sent)
 
 
-def until_closed(sock: socket.socket) -> float:
-    """Seconds until the other side closes."""
-    began = time.monotonic()
-    sock.settimeout(15)
-    with contextlib.suppress(ConnectionError):
-        while sock.recv(65536):
-            pass
-    return time.monotonic() - began
+def standing(value: list[int]) -> int:
+    """What it comes to where it goes on no more: the same at several looks, of which a stall of the machine takes one."""
+    looks = [-1] * 5
+    while len({*looks[-5:]}) > 1 or looks[-1] <= 0:
+        time.sleep(0.1)
+        looks.append(value[0])
+    return looks[-1]
 
 
 # --- clients that go ----------------------------------------------------------------------------------------------
@@ -63,7 +62,7 @@ def test_W2_a_client_that_leaves_while_queued(gateway: Standalone) -> None:
     gate = threading.Event()
 
     def act(sock: socket.socket, request: bytes) -> None:
-        assert gate.wait(10)
+        assert gate.wait(100)
         sock.sendall(whole(b"{}"))
 
     gateway.engine.act = act
@@ -88,19 +87,17 @@ def test_W3_a_slow_client_holds_the_engine_back(gateway: Standalone) -> None:
     def act(sock: socket.socket, request: bytes) -> None:
         sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % total)
         while sent[0] < total:
-            sent[0] += sock.send(b"x" * 65536)
+            sent[0] += sock.send(b"x" * min(65536, total - sent[0]))
 
     gateway.engine.act = act
     with gateway.client() as sock:
         sock.sendall(post())
-        last = -1
-        while last != sent[0]:
-            last = sent[0]
-            time.sleep(0.3)
-        assert 0 < last < total // 2, "the engine waits"
+        assert standing(sent) < total // 2, "the engine waits"
         got = 0
         while got < total:
-            got += len(sock.recv(1 << 20))
+            piece = sock.recv(1 << 20)
+            assert piece, (got, sent)
+            got += len(piece)
         wait_until(lambda: sent[0] == total, 5, "the whole answer")
 
 
@@ -124,8 +121,8 @@ def test_W3_a_client_that_does_not_read_is_dropped(gateway: Standalone) -> None:
 
     gateway.engine.act = act
     with gateway.client() as sock:
-        sock.sendall(post({**STREAM, "user": "slow"}))
         began, held = time.monotonic(), Spent()
+        sock.sendall(post({**STREAM, "user": "slow"}))
         while not dropped.is_set():
             spent = Spent()
             assert gateway.ask().status == 200
@@ -258,10 +255,9 @@ def test_W8_headers_that_come_byte_by_byte(gateway: Standalone) -> None:
                 sock.send(byte)
         spent = Spent()
         assert gateway.get("/healthz").status == 200
-        assert spent() < 0.5
+        assert spent() < 2
     for sock in slow:
         with sock:
-            sock.settimeout(5)
             assert (data := drain(sock)) == b"" or Answer(data).status == 408
 
 
@@ -299,9 +295,11 @@ def test_W9_idle_connections_are_closed_and_small(gateway: Standalone) -> None:
         stream.sendall(post(STREAM))
         assert stream.recv(65536)
         gateway.apply(limits={"idle_s": 1.0})
+        began, spent = time.monotonic(), Spent()
         fresh = held.enter_context(gateway.client())
         fresh.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert 0.3 < until_closed(fresh) < 5
+        drain(fresh)
+        assert time.monotonic() - began > 0.9 and spent() < 10
         stream.settimeout(1)
         with pytest.raises(TimeoutError):
             drain(stream)

@@ -23,7 +23,7 @@ def box(daemon: Daemon) -> Iterator[Box]:
 
 
 def test_who_runs_and_who_waits(box: Box) -> None:
-    box.up(token_ms=20)
+    box.up(token_ms=60)
     with ThreadPoolExecutor(1) as pool, box.stream(900), box.stream(900):  # parallel = 2
         pool.submit(box.post, max_tokens=1)
         wait_until(lambda: box.daemon.service("chat")["targets"][0]["requests_queued"] == 1, 10, "one that waits")

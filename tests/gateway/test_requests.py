@@ -66,7 +66,7 @@ def at_terminal(daemon: Daemon, columns: int, *words: str) -> list[str]:
     except OSError:
         pass
     os.close(own)
-    assert process.wait(30) == 0, said
+    assert process.wait(90) == 0, said
     return re.sub(r"\x1b\[[0-9;]*m", "", said.decode()).splitlines()
 
 
@@ -139,7 +139,7 @@ def test_new_ones_come_as_they_end(served: Daemon) -> None:
         history.put(record(name))
         assert json.loads(process.stdout.readline())["id"] == name
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     history.close()
 
 
@@ -269,7 +269,7 @@ def test_requests_that_were_served_are_evidence(daemon: Daemon) -> None:
     """What the gateway recorded of a real engine process, not what a test wrote."""
     box = Box(daemon)
     box.up(token_ms=0)
-    stream = http.client.HTTPConnection(box.listen, timeout=30)
+    stream = http.client.HTTPConnection(box.listen, timeout=100)
     for _ in range(SOME):
         stream.request("POST", "/v1/chat/completions", json.dumps(BODY | {"max_tokens": 2, "ignore_eos": True}))
         assert json.loads(stream.getresponse().read())["choices"][0]["finish_reason"] == "length"

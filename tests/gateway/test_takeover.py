@@ -72,7 +72,7 @@ class Callers:
 
 def test_a_changed_address_takes_over_under_load(box: Box) -> None:
     """A long stream keeps the old gateway for as long as its service gives it: the new address listens all the time."""
-    chat = {"chat": box.service(token_ms=20) | {"drain_timeout": "7s"}}
+    chat = {"chat": box.service(token_ms=60) | {"drain_timeout": "7s"}}
     box.write(chat)
     box.daemon.up()
     box.ready()
@@ -191,7 +191,7 @@ def test_what_runs_has_the_time_of_its_service_and_nobody_waits_any_more(gateway
     """Not even who comes to wait when those before have been told."""
     hang = threading.Event()
     gateway.engine.act = lambda sock, request: whole(b"{}") if hang.wait(LONGEST) else None
-    gateway.apply(parallel=1, drain_timeout_s=LONGEST)
+    gateway.apply(parallel=1, drain_timeout_s=LONGEST, limits={"body_s": LONGEST})
     body = post({"model": "chat"})
     with ThreadPoolExecutor() as pool, gateway.client() as half:
         running = pool.submit(gateway.say, body)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -95,8 +96,13 @@ def test_one_name_for_two_services_and_the_death_of_one(box: Box) -> None:
     os.kill(other["pid"], signal.SIGKILL)
     box.daemon.wait_service("other", lambda s: s["pid"] is None, 10)
     assert all(box.post(model="both")[0] == 200 for _ in range(4))
-    status, body = box.post(model="other")
-    assert status == 503 and "SIGKILL" in body["error"]["message"]
+
+    def told() -> str:
+        status, body = box.post(model="other")
+        assert status == 503
+        return str(body["error"]["message"])
+
+    wait_until(lambda: "SIGKILL" in told(), 10, lambda: f"the reason: {told()}")
 
 
 def test_a_service_that_failed_says_when_it_is_tried_again(box: Box) -> None:
@@ -126,8 +132,8 @@ def test_kill_9_of_the_gateway(box: Box) -> None:
     after = box.gateway()
     assert after["pid"] != before["pid"] and after["listen"] == before["listen"]
     assert "gateway" not in box.conditions()
-    told = [e for e in box.daemon.events(kind="condition", id="gateway") if e["on"]]
-    assert told and "SIGKILL" in told[0]["text"]
+    events = lambda: [e for e in box.daemon.events(kind="condition", id="gateway") if e["on"]]  # noqa: E731
+    assert "SIGKILL" in wait_until(events, 10, "the deaths on record")[0]["text"]
     assert box.daemon.service("chat")["restarts"] == 0
 
 
@@ -202,7 +208,7 @@ def test_the_shim_of_the_gateway_dies(box: Box) -> None:
 def test_a_restart_waits_for_the_running_stream(box: Box) -> None:
     """And who comes meanwhile waits for its successor."""
     before = box.up(token_ms=20)
-    with box.stream(300) as stream, ThreadPoolExecutor(1) as pool:
+    with box.stream(500) as stream, ThreadPoolExecutor(1) as pool:
         assert box.daemon.call("restart", service="chat", by="test", wait=False) is None
         box.daemon.wait_state("chat", "DRAINING", 5)
         waits = pool.submit(box.post)
@@ -219,7 +225,7 @@ def test_a_restart_waits_for_the_running_stream(box: Box) -> None:
 
 def test_a_stream_that_outlasts_its_drain_timeout_is_told_so(box: Box) -> None:
     """By an event, never by a regular end; in the record too. Who came meanwhile is served by the next one."""
-    box.write({"chat": box.service(token_ms=20) | {"drain_timeout": "1s"}})
+    box.write({"chat": box.service(token_ms=40) | {"drain_timeout": "4s"}})
     box.daemon.up()
     before = box.ready()
     with box.stream(20_000) as stream, ThreadPoolExecutor(1) as pool:
@@ -241,7 +247,7 @@ def test_a_stop_ends_as_soon_as_nothing_runs(box: Box) -> None:
     box.up()
     spent = Spent()
     assert box.daemon.cli("stop", "chat").returncode == 0
-    assert spent() < 8
+    assert spent() < 20
     status, body = box.post()
     assert status == 503 and "stopped by" in body["error"]["message"]
 
@@ -297,7 +303,7 @@ def test_a_changed_address(box: Box) -> None:
 
     box.daemon.write({"chat": box.service()})
     wait_until(lambda: box.daemon.status()["gateway"] is None, 15, "no gateway")
-    assert not (box.daemon.run / "gateway" / "gateway.sock").exists()
+    wait_until(lambda: not (box.daemon.run / "gateway" / "gateway.sock").exists(), 5, "its socket to be gone")
 
 
 def test_another_address_of_the_same_port(box: Box) -> None:
@@ -312,7 +318,8 @@ def test_another_address_of_the_same_port(box: Box) -> None:
     box.ready()
     assert box.post()[0] == 401
     assert request(box.chat_url, BODY, "the-key-of-alice-0")[0] == 200
-    assert box.conditions() == {} and box.daemon.service("chat")["restarts"] == 0
+    wait_until(lambda: box.conditions() == {}, 5, lambda: f"no condition: {box.conditions()}")
+    assert box.daemon.service("chat")["restarts"] == 0
 
 
 def test_descriptors_are_stable(box: Box) -> None:
@@ -321,7 +328,12 @@ def test_descriptors_are_stable(box: Box) -> None:
     assert daemon
 
     def count() -> int:
-        return len(os.listdir(f"/proc/{daemon.pid}/fd"))
+        """What it is most of a second."""
+        looks = []
+        for _ in range(40):
+            looks.append(len(os.listdir(f"/proc/{daemon.pid}/fd")))
+            time.sleep(0.025)
+        return statistics.mode(looks)
 
     def die() -> None:
         pid = box.gateway()["pid"]
@@ -344,9 +356,9 @@ def test_descriptors_are_stable(box: Box) -> None:
 @pytest.mark.engine
 @pytest.mark.timeout(600)
 def test_a_real_engine(box: Box, llama_server: Path, model: Path) -> None:
-    box.write({"chat": served(llama_server, model, aliases=["smollm2"])})
+    box.write({"chat": served(llama_server, model, aliases=["smollm2"], drain_timeout="5m")})
     box.daemon.up()
-    box.daemon.wait_state("chat", "READY", 90)
+    box.daemon.wait_state("chat", "READY", 240)
     service = box.ready()
 
     body = {**BODY, "temperature": 0, "seed": 1}
@@ -361,7 +373,7 @@ def test_a_real_engine(box: Box, llama_server: Path, model: Path) -> None:
         box.daemon.restart()
         rest = stream.rest()
     assert rest.rstrip().endswith(b"data: [DONE]") and b'"error"' not in rest
-    wait_until(lambda: box.daemon.service("chat")["state"] == "READY", 90, "READY")
+    wait_until(lambda: box.daemon.service("chat")["state"] == "READY", 240, "READY")
     assert box.post(model="smollm2")[0] == 200
 
     with box.stream(900):

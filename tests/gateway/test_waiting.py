@@ -54,23 +54,23 @@ def test_what_is_gone_is_refused_at_once(gateway: Standalone) -> None:
         assert each.status == 503 and each.code == "unavailable" and each.headers["Retry-After"] == "60"
         assert "stopped by root" in each.error["message"]
     gateway.apply(state="gone", reason="FAILED: 5 failures", retry_at=math.ceil(time.time()) + 600)
-    assert 595 <= int(gateway.ask().headers["Retry-After"]) <= 601
+    assert 560 <= int(gateway.ask().headers["Retry-After"]) <= 601
     assert spent() < 1
     assert gateway.get("/readyz").status == 503
 
 
 def test_the_deadline_of_the_queue(gateway: Standalone) -> None:
     gateway.apply(**HOLD, limits={"queue_deadline_s": 0.5})
-    began = time.monotonic()
+    began, spent = time.monotonic(), Spent()
     answer = gateway.ask()
-    assert 0.4 < time.monotonic() - began < 5
+    assert time.monotonic() - began > 0.4 and spent() < 5
     assert answer.status == 503 and answer.code == "queue_timeout" and int(answer.headers["Retry-After"]) >= 1
     assert "loading model" in answer.error["message"]
     assert gateway.engine.requests == [] and gateway.queued() == 0
 
 
 def test_a_full_queue(gateway: Standalone) -> None:
-    limits = {"queue_size": 3, "queue_deadline_s": 30}
+    limits = {"queue_size": 3, "queue_deadline_s": 100}
     gateway.apply(**HOLD, limits=limits)
     with ThreadPoolExecutor() as pool:
         waiting = asked(gateway, pool, 3)
@@ -83,7 +83,7 @@ def test_a_full_queue(gateway: Standalone) -> None:
 def test_comments_while_a_stream_waits(gateway: Standalone) -> None:
     """From the first one on it is a stream: what comes of it is its end, or an event."""
     gateway.engine.act = lambda sock, request: sock.sendall(CHUNKED + chunk(b"data: 1\n\n") + LAST)
-    gateway.apply(**HOLD, limits={"comment_s": 0.05, "queue_deadline_s": 20})
+    gateway.apply(**HOLD, limits={"comment_s": 0.05, "queue_deadline_s": 100})
     with gateway.client() as sock:
         sock.sendall(post(STREAM, headers="Connection: close\r\n"))
         head = sock.recv(65536)
@@ -122,7 +122,7 @@ def test_who_did_not_ask_for_a_stream_hears_nothing_meanwhile(gateway: Standalon
         sock.settimeout(0.3)
         with pytest.raises(TimeoutError):
             sock.recv(1)
-        sock.settimeout(10)
+        sock.settimeout(60)
         gateway.apply()
         assert Answer(drain(sock)).body == b"ok"
 

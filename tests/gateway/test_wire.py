@@ -12,9 +12,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from gateway.standalone import CHUNKED, Standalone, chunk, drain, post
+from gateway.standalone import CHUNKED, Json, Standalone, chunk, drain, post
 from support import process
-from support.wait import wait_until
+from support.wait import Spent, undisturbed, wait_until
 
 CLOSE = "Connection: close\r\n"
 
@@ -98,19 +98,24 @@ def test_bytes_pass_as_they_come(gateway: Standalone) -> None:
 def test_a_large_body_holds_up_nobody(gateway: Standalone) -> None:
     """Its parsing would hold the loop for most of a second."""
     body = json.dumps({"model": "chat", "x": [{"a": i, "b": [str(i)]} for i in range(200_000)]}).encode()
-    began = time.monotonic()
-    json.loads(body)
-    parsing = time.monotonic() - began
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{CLOSE}\r\n".encode()
-    worst = 0.0
-    with ThreadPoolExecutor() as pool:
-        large = pool.submit(gateway.say, head, body)
-        while not large.done():
-            began = time.monotonic()
-            assert status(gateway.say(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")) == 200
-            worst = max(worst, time.monotonic() - began)
-    assert status(large.result()) == 200 and gateway.engine.requests[0].endswith(body)
-    assert worst < parsing / 2, f"{worst:.2f} s, its parsing takes {parsing:.2f} s"
+
+    def beside() -> None:
+        began = time.monotonic()
+        json.loads(body)
+        parsing = time.monotonic() - began
+        worst = 0.0
+        with ThreadPoolExecutor() as pool:
+            large = pool.submit(gateway.say, head, body)
+            while not large.done():
+                began, spent = time.monotonic(), Spent()
+                assert status(gateway.say(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")) == 200
+                if (took := time.monotonic() - began) > worst:
+                    worst = max(worst, min(took, spent()))
+        assert status(large.result()) == 200 and gateway.engine.requests[-1].endswith(body)
+        assert worst < parsing / 2, f"{worst:.2f} s, its parsing takes {parsing:.2f} s"
+
+    undisturbed(beside)
 
 
 # --- requests that are not ----------------------------------------------------------------------------------------
@@ -185,10 +190,13 @@ def test_stats_each_second(gateway: Standalone) -> None:
     with gateway.client() as sock:
         sock.sendall(post({"model": "smollm2", "stream": True, "user": "u"}))
         assert sock.recv(65536)
-        gateway.hear("stats")
-        stats = gateway.hear("stats")
-        (figures,) = stats["endpoints"].values()
-        assert (figures["running"], figures["queued"]) == (1, 0) and stats["live"] == []
+
+        def stats() -> Json:
+            (figures,) = (said := gateway.hear("stats"))["endpoints"].values()
+            return {**figures, "live": said["live"]}
+
+        figures = wait_until(lambda: found if (found := stats())["running"] else None, 10, "what runs")
+        assert figures and (figures["running"], figures["queued"], figures["live"]) == (1, 0, [])
         assert abs(figures["last_activity"] - time.time()) < 30
         gateway.send({"type": "watch", "on": True})
         (live,) = wait_until(lambda: gateway.hear("stats")["live"], 10, "a live request")
@@ -258,7 +266,7 @@ def test_nothing_leaks(gateway: Standalone) -> None:
             sock.sendall([post(), post({"model": "no"}), b"junk\r\n\r\n"][i % 3])
             if i % 2:
                 sock.recv(65536)
-    wait_until(lambda: gateway.descriptors() == before, 30, lambda: f"{before}, now {gateway.descriptors()}")
+    wait_until(lambda: gateway.descriptors() <= before, 30, lambda: f"{before}, now {gateway.descriptors()}")
     wait_until(lambda: gateway.running() == 0, 30, "no leases")
     for fd in os.listdir(f"/proc/{gateway.process.pid}/fdinfo"):
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
