@@ -41,7 +41,10 @@ class Box:
             yield reader
         finally:
             await reader.stop()
-            assert not samplers()
+            end = time.monotonic() + PATIENCE
+            while samplers():
+                assert time.monotonic() < end, "a sampler is left"
+                await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -50,7 +53,12 @@ def box(tmp_path: Path, library: Path) -> Box:
 
 
 def samplers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if SAMPLER in child.cmdline()]
+    """A child that has ended, also one of another test, is none."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            found += [child] if SAMPLER in child.cmdline() else []
+    return found
 
 
 async def until(reader: GpuReader, right: Callable[[Sample], object], within: float = PATIENCE) -> Sample:
@@ -150,14 +158,14 @@ def test_g9_nvml_hangs_and_nothing_here_does(box: Box) -> None:
             await until(reader, lambda sample: sample.gpus)
             stuck = samplers()
             box.play("sleep 30", "gpu GPU-a 24576 1024 0")
-            lag, began = 0.0, time.monotonic()
+            lag, spent, end = 0.0, Spent(), time.monotonic() + PATIENCE
             while reader.latest.gpus is not None:
-                assert time.monotonic() < began + 5
+                assert time.monotonic() < end
                 before = time.monotonic()
                 await asyncio.sleep(0.01)
                 lag = max(lag, time.monotonic() - before - 0.01)
             assert reader.latest.error == "NVML did not answer for 1 s"
-            assert lag < 1.0
+            assert lag - spent.lost() < 1.0
             print(f"\nlargest lag of the loop {lag * 1000:.0f} ms")
             box.play("gpu GPU-a 24576 1024 0")
             await until(reader, lambda sample: sample.gpus)
@@ -210,11 +218,11 @@ def test_g6_memory_is_back_when_the_process_is_gone_and_the_fall_has_ended(box: 
             await until(reader, lambda sample: sample.gpus)
             assert await memory_back(reader, ["GPU-a"], [100], seconds=0.5) is False
             assert await memory_back(reader, ["GPU-a"], [77], seconds=5) is True
-            waiting = asyncio.create_task(memory_back(reader, ["GPU-a"], [100], seconds=20))
+            waiting = asyncio.create_task(memory_back(reader, ["GPU-a"], [100], seconds=PATIENCE))
             await asyncio.sleep(0.3)
             assert not waiting.done()
             box.play("gpu GPU-a 24576 9000 0", "fall 2000 500")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 assert await waiting is True
             assert reader.latest.gpus and reader.latest.gpus[0].memory_used_bytes == 2000 * MIB
 
@@ -249,7 +257,7 @@ def test_samplers_that_end_by_themselves_are_reaped_by_one_only(
         try:
             for _ in range(15):
                 last = reader.latest
-                await until(reader, lambda sample, last=last: sample is not last, 15)  # type: ignore[misc]
+                await until(reader, lambda sample, last=last: sample is not last)  # type: ignore[misc]
         finally:
             await reader.stop()
 
@@ -313,4 +321,6 @@ def test_a_sampler_that_ends_in_silence_is_no_sample(box: Box) -> None:
     box.play("abort")
     assert once(10, box.env).error == "the GPU sampler ended by signal 6"
     box.play("sleep 30")
-    assert once(1, box.env) == Sample(pytest.approx(time.monotonic(), abs=5), None, "NVML did not answer for 1 s")
+    assert once(1, box.env) == Sample(
+        pytest.approx(time.monotonic(), abs=PATIENCE), None, "NVML did not answer for 1 s"
+    )

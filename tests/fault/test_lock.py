@@ -11,18 +11,20 @@ import time
 from pathlib import Path
 
 import pytest
-from support.wait import wait_until
+from support.wait import PATIENCE, wait_until
 
 from llmsupervisor.base.errors import Exit, Owned
+from llmsupervisor.host import lock
 from llmsupervisor.host.lock import DaemonLock
 
 CONTENDER = """
 import os, sys, time
 from llmsupervisor.base.errors import Owned
-from llmsupervisor.host.lock import DaemonLock
+from llmsupervisor.host import lock
+lock.PID_WAIT = 30.0  # a machine with fifty others on it
 while time.time() < float(sys.argv[2]): pass
 try:
-    DaemonLock(sys.argv[1]).acquire()
+    lock.DaemonLock(sys.argv[1]).acquire()
     print("mine", os.getpid(), flush=True)
     sys.stdin.read()
 except Owned as error:
@@ -59,21 +61,22 @@ def test_a_killed_owner_leaves_the_lock_free_and_the_file_in_place(tmp_path: Pat
         [sys.executable, "-c", CONTENDER, path, "0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert owner.stdout is not None and owner.stdout.readline().startswith("mine")
-    lock, inode = DaemonLock(path), path.stat().st_ino
+    mine, inode = DaemonLock(path), path.stat().st_ino
     with pytest.raises(Owned, match=rf"pid {owner.pid}\)") as told:
-        lock.acquire()
+        mine.acquire()
     assert told.value.code == Exit.OWNED
     owner.kill()
     owner.communicate()
-    lock.acquire()
+    mine.acquire()
     with pytest.raises(Owned):
         DaemonLock(path).acquire()
-    lock.release()
+    mine.release()
     wait_until(lambda: path.read_text() == "", 1, "the pid stayed after the release")
     assert path.stat().st_ino == inode
 
 
-def test_the_pid_of_an_owner_before_is_not_told(tmp_path: Path) -> None:
+def test_the_pid_of_an_owner_before_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "PID_WAIT", PATIENCE)
     path = tmp_path / "daemon.lock"
     path.write_text("999999999\n")
     with path.open("r+") as held:
@@ -86,11 +89,11 @@ def test_the_pid_of_an_owner_before_is_not_told(tmp_path: Path) -> None:
 
 
 def test_no_program_that_the_owner_starts_inherits_it(tmp_path: Path) -> None:
-    lock = DaemonLock(tmp_path / "daemon.lock")
-    lock.acquire()
+    mine = DaemonLock(tmp_path / "daemon.lock")
+    mine.acquire()
     child = subprocess.Popen(["sleep", "30"], close_fds=False)
     try:
-        lock.release()
+        mine.release()
         again = DaemonLock(tmp_path / "daemon.lock")
         again.acquire()
         again.release()

@@ -15,7 +15,7 @@ import pytest
 from support import process
 from support.control import Refused
 from support.daemon import Json
-from support.faults import QUICK_STOPS, Box, gone
+from support.faults import PATIENT_STOPS, Box, gone
 from support.journal import duplicates
 from support.wait import wait_until
 
@@ -28,6 +28,13 @@ def order(box: Box, call: str, name: str = "chat", **args: object) -> None:
     """Given, and not waited for."""
     with contextlib.suppress(Refused):
         box.daemon.call(call, service=name, by="test", wait=False, **args)
+
+
+def end(box: Box, status: Json) -> None:
+    """Of one that is deaf to a TERM."""
+    order(box, "stop")
+    box.kill(status)
+    box.daemon.wait_state("chat", "STOPPED")
 
 
 def test_P26_stop_during_the_start(faults: Box) -> None:
@@ -43,35 +50,45 @@ def test_P26_stop_during_the_start(faults: Box) -> None:
 
 def test_P26_start_during_the_stop(faults: Box) -> None:
     """The old one ends first; then exactly one new one."""
-    before = faults.up({"term_after": 0.9}).ready()
+    faults.stops(PATIENT_STOPS)
+    before = faults.up({"ignore_term": 1}).ready()
     order(faults, "stop")
     wait_until(lambda: "STOPPING" in faults.states(), 20, "STOPPING")
     for _ in range(3):
         order(faults, "start")
+    faults.kill(before)
     after = faults.again(1)
     assert after["goal"] == "up" and after["stopped_by"] is None and not process.alive(before["pid"])
     faults.once(2)
+    end(faults, after)
 
 
 def test_P26_stop_after_start_during_the_stop(faults: Box) -> None:
     """The last word counts."""
-    faults.up({"term_after": 0.4}).ready()
+    faults.stops(PATIENT_STOPS)
+    before = faults.up({"ignore_term": 1}).ready()
     for call in ("stop", "start", "restart", "stop"):
         order(faults, call)
+    wait_until(lambda: "STOPPING" in faults.states(), 20, "STOPPING")
+    faults.kill(before)
     status = faults.daemon.wait_state("chat", "STOPPED")
     assert status["goal"] == "down"
     faults.once(1)
 
 
 def test_P26_two_restarts_at_once(faults: Box) -> None:
-    before = faults.up({"term_after": 0.3}).ready()
+    faults.stops(PATIENT_STOPS)
+    before = faults.up({"ignore_term": 1}).ready()
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(order, faults, "restart") for _ in range(4)]:
             done.result()
+    wait_until(lambda: "STOPPING" in faults.states(), 20, "STOPPING")
+    faults.kill(before)
     after = faults.again(1)
     assert after["pid"] != before["pid"]
     faults.once(2)
     assert faults.exits() == []
+    end(faults, after)
 
 
 def test_P26_stop_during_the_backoff(faults: Box) -> None:
@@ -103,8 +120,7 @@ def test_P26_a_kill_during_the_stop_is_no_crash(faults: Box, who: str) -> None:
 @pytest.fixture
 def ending(faults: Box) -> Iterator[int]:
     """A `down` that waits for the end of this process, which takes a minute."""
-    definition = faults.folder / "runtimes" / "llama-server.toml"
-    definition.write_text(definition.read_text().replace(QUICK_STOPS, 'steps = [["TERM", "60s"]]'))
+    faults.stops(PATIENT_STOPS)
     pid: int = faults.up({"ignore_term": 1}).ready()["pid"]
     yield pid
     os.kill(pid, signal.SIGKILL)
@@ -203,11 +219,14 @@ class Fuzz:
         """Everything comes to rest where the last word said."""
         for name, goal in self.last_word.items():
             state = "READY" if goal == "up" else "STOPPED"
-            status = self.box.daemon.wait_state(name, state, 30)
-            assert status["goal"] == goal
-            running = sorted(pid for pid, words in self.running().items() if f"--alias {name} " in words)
-            expected = [status["pid"]] if goal == "up" else []
-            assert [pid for pid in running if pid in self.mains(name)] == expected, running
+
+            def rests(status: Json, name: str = name, state: str = state) -> bool:
+                """It may be dead, and the daemon has not heard of it."""
+                running = sorted(pid for pid, words in self.running().items() if f"--alias {name} " in words)
+                expected = [status["pid"]] if state == "READY" else []
+                return status["state"] == state and [pid for pid in running if pid in self.mains(name)] == expected
+
+            assert self.box.daemon.wait_service(name, rests, 30, f"{state}, and what runs")["goal"] == goal
         assert duplicates(self.box.daemon.journal) == []
 
     def running(self) -> dict[int, str]:

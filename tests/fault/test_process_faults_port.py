@@ -13,6 +13,10 @@ from support.faults import Box, Stopwatch, conditions
 from support.http import get_json
 from support.process import free_ports
 from support.spec import FAKE
+from support.wait import wait_until
+
+LATE = 3.0
+"""Seconds from a start to its bind: enough for a thief, even where the machine stands still for a moment."""
 
 
 @contextmanager
@@ -27,7 +31,7 @@ def stranger(port: int) -> Iterator[socket.socket]:
 
 @contextmanager
 def foreign(port: int, *args: str) -> Iterator[str]:
-    """A server by hand that answers everything as ours would; its address, once it listens."""
+    """A server by hand that answers everything as ours would; its address, where it listens soon."""
     words = [str(FAKE), "-m", "m.gguf", "-a", "foreign", "--port", str(port), "--metrics", *args]
     environ = {"PATH": os.environ["PATH"]}
     with subprocess.Popen(words, env=environ, stderr=subprocess.DEVNULL, cwd="/") as child:
@@ -62,7 +66,7 @@ def test_P12_port_taken_before_the_start(faults: Box) -> None:
 def test_P12_port_stolen_between_plan_and_bind(faults: Box) -> None:
     """One start, however long the thief stays; the next when he is gone."""
     (port,) = free_ports(1)
-    faults.up({"bind_after": 0.7, "times": 1}, port=port)
+    faults.up({"bind_after": LATE, "times": 1}, port=port)
     faults.wait_starts(1)
     with stranger(port):
         status = faults.daemon.wait_service("chat", lambda s: s["last_exit"] is not None, 20, "the end")
@@ -81,10 +85,10 @@ def test_P12_port_stolen_between_plan_and_bind(faults: Box) -> None:
 def test_P12_port_that_is_free_again_before_the_next_plan(faults: Box) -> None:
     """Taken when the start failed: given up, and taken up again without a plan that ever saw it taken."""
     (port,) = free_ports(1)
-    faults.up({"bind_after": 0.7, "times": 1}, port=port)
+    faults.up({"bind_after": LATE, "times": 1}, port=port)
     faults.wait_starts(1)
     with stranger(port):
-        faults.daemon.wait_state("chat", "FAILED", 20)
+        wait_until(lambda: "FAILED" in faults.states(), 20, "FAILED")
     faults.again(1)
     faults.once(2)
 
@@ -102,7 +106,7 @@ def test_P12_port_that_is_free_again_before_anybody_looks(faults: Box) -> None:
 def test_P13_a_foreign_server_on_our_port_is_not_ours(faults: Box) -> None:
     """It answers the readiness path, and ours then cannot bind: never READY, and never asked for anything."""
     (port,) = free_ports(1)
-    faults.up({"bind_after": 2}, port=port)
+    faults.up({"bind_after": 6}, port=port)
     faults.wait_starts(1)
     with foreign(port) as url:
         status = faults.daemon.wait_service("chat", conditions, 20, "a condition")
@@ -118,11 +122,12 @@ def test_P13_a_foreign_server_on_our_port_is_not_ours(faults: Box) -> None:
 
 def test_P14_a_twin_that_shares_the_port_is_refused(faults: Box) -> None:
     (port,) = free_ports(1)
-    faults.up({"ready_after": 2, "reuse_port": 1}, port=port)
+    faults.up({"ready_after": 6, "reuse_port": 1}, port=port)
     faults.wait_starts(1)
-    with foreign(port, "--fake-reuse-port", "1", "--fake-ready-after", "2"):
+    with foreign(port, "--fake-reuse-port", "1"):
         status = faults.daemon.wait_service("chat", lambda s: "port-not-ours" in conditions(s), 20, "the condition")
         assert status["state"] == "STARTING" and str(port) in conditions(status)["port-not-ours"]
+        wait_until(lambda: "model loaded" in faults.daemon.log("chat"), 20, "the end of our own load")
         assert "READY" not in faults.states()
     status = faults.ready()
     assert conditions(status) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from support.process import alive
 from support.shimkit import PYTHON, Box, exists, memory_kib, status
-from support.wait import wait_until
+from support.wait import PATIENCE, wait_until
 
 from llmsupervisor.host import records, shim, shimcall, spawn
 
@@ -124,7 +125,7 @@ def test_daemonising_child_ends_with_code_0_and_its_daemon_is_killed(box: Box) -
         "if os.fork(): os._exit(0)\n"
         "open(sys.argv[1],'w').write(f'{os.getpid()}\\n'); time.sleep(60)"
     )
-    wrapper = f"import os,time; os.system({PYTHON!r} + ' -c \"$CODE\" ' + {path!r})\nwhile not os.path.exists({path!r}): time.sleep(.01)"
+    wrapper = f"import os,time; os.system({PYTHON!r} + ' -c \"$CODE\" ' + {path!r})\nwhile not (os.path.exists({path!r}) and os.path.getsize({path!r})): time.sleep(.01)"
     run = box.python(wrapper, env={"CODE": code, "PATH": "/bin"})
     assert box.over(run)["code"] == 0
     assert not exists(int(box.file("pid")))
@@ -291,7 +292,7 @@ def test_shim_without_the_lock_does_nothing(box: Box) -> None:
     run = box.start("/bin/sleep", "60")
     lock = os.open(box.folder.names.lock, os.O_RDWR)
     command = [shimcall.interpreter(), "-I", "-S", "-E", str(SHIM), str(box.folder.path), str(lock)]
-    done = subprocess.run(command, pass_fds=[lock], capture_output=True, timeout=10)
+    done = subprocess.run(command, pass_fds=[lock], capture_output=True, timeout=PATIENCE)
     os.close(lock)
     assert done.returncode == 111 and b"BlockingIOError" in done.stderr
     assert box.folder.facts().run["main"]["pid"] == run.main.pid
@@ -326,15 +327,18 @@ def test_shim_imports_nothing_after_its_birth(tmp_path: Path) -> None:
     leaked = os.open(tmp_path, os.O_RDONLY)
     told = tmp_path / "imports"
     command = [shimcall.interpreter(), "-v", "-I", "-S", "-E", str(SHIM)]
-    nothing_done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    nothing_done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     with told.open("wb") as file:
         words = [*command, str(box.folder.path), str(lock)]
         born = subprocess.Popen(words, pass_fds=[lock, leaked], stderr=file, env={}, start_new_session=True)
     os.close(lock)
     wait_until(lambda: box.log.exists() and box.text(), 10, "the log")
-    fds = [os.readlink(f"/proc/{born.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{born.pid}/fd")]
+    fds = []
+    for fd in os.listdir(f"/proc/{born.pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            fds.append(os.readlink(f"/proc/{born.pid}/fd/{fd}"))
     born.terminate()
-    assert born.wait(10) == 0
+    assert born.wait(PATIENCE) == 0
     os.close(leaked)
     assert box.text() == "***\n"
     assert "import '_queue'" in nothing_done.stderr

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from support.shimkit import PYTHON, Box, exists
-from support.wait import wait_until
+from support.wait import PATIENCE, wait_until
 
 from llmsupervisor.host import records, spawn, tree
 from llmsupervisor.host.shimcall import ShimFailed
@@ -292,7 +292,7 @@ def test_no_connection_is_refused_while_the_listening_child_is_killed(box: Box) 
     def client() -> None:
         while not stop.is_set():
             try:
-                with socket.create_connection(address, timeout=10) as connection:
+                with socket.create_connection(address, timeout=PATIENCE) as connection:
                     if text := connection.recv(32):
                         answered.append(int(text))
             except ConnectionResetError:

@@ -99,7 +99,7 @@ def test_what_was_written_between_the_callers_read_and_the_watch_is_reported(tmp
         late.write_text("written after the read")
         stream = watch(lambda: [str(early), str(late), str(later)], since=read_at)
         later.write_text("written before the first wait")
-        assert await asyncio.wait_for(anext(stream), 2) == {str(late), str(later)}
+        assert await asyncio.wait_for(anext(stream), PATIENCE) == {str(late), str(later)}
         await stream.aclose()
 
     run(case)
@@ -160,15 +160,18 @@ def test_c10_flapping_is_reported_every_two_seconds_at_most_and_the_last_content
     async def case() -> None:
         async with watched(spec) as reports:
             edits = round(6 / every)
+            swapped = []
             for number in range(edits):
                 swap(spec, f"content {number}")
+                swapped.append(time.monotonic())
                 await asyncio.sleep(every)
+            pauses = sum(later - earlier > 0.25 for earlier, later in itertools.pairwise(swapped))
             await reports.until(f"content {edits - 1}", 3)
             times = [at for at, _ in reports.seen]
             gaps = [later - earlier for earlier, later in itertools.pairwise(times[:-1])]
             print(f"\n{len(times)} reports of {edits} edits in 6 s, gaps {[round(gap, 2) for gap in gaps]}")
-            assert len(times) <= 5
-            assert all(gap >= 1.9 for gap in gaps)
+            assert len(times) <= 5 + pauses, "what lies still for a while is reported"
+            assert sum(gap < 1.9 for gap in gaps) <= pauses
 
     run(case)
 
@@ -335,12 +338,12 @@ def test_paths_may_change_and_a_newcomer_written_meanwhile_is_reported(tmp_path:
         wanted = [str(spec)]
         stream = watch(lambda: wanted, settle=0.02, poll=60)
         spec.write_text("2")
-        assert await asyncio.wait_for(anext(stream), 2) == {str(spec)}
+        assert await asyncio.wait_for(anext(stream), PATIENCE) == {str(spec)}
         wanted.extend([str(template), str(old)])
         template.write_text("written while the caller was reading")
-        assert await asyncio.wait_for(anext(stream), 2) == {str(template)}
+        assert await asyncio.wait_for(anext(stream), PATIENCE) == {str(template)}
         old.write_text("3")
-        assert await asyncio.wait_for(anext(stream), 2) == {str(old)}
+        assert await asyncio.wait_for(anext(stream), PATIENCE) == {str(old)}
         await stream.aclose()
 
     run(case)

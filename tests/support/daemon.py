@@ -15,7 +15,7 @@ from typing import Any
 
 from support import control, process
 from support.spec import spec
-from support.wait import wait_until
+from support.wait import PATIENCE, wait_until
 
 Json = dict[str, Any]
 
@@ -110,6 +110,7 @@ class Daemon:
 
     def wait_exit(self, timeout: float = 90.0) -> int:
         assert self.process
+        timeout = max(timeout, PATIENCE)
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -151,15 +152,20 @@ class Daemon:
         found: Iterator[Json] = (s for s in self.status()["services"] if s["name"] == name)
         return next(found)
 
+    def named(self, name: str) -> Json | None:
+        """As `service`; None of one that the daemon has not read of yet."""
+        found: Iterator[Json] = (s for s in self.status()["services"] if s["name"] == name)
+        return next(found, None)
+
     def wait_service(self, name: str, fits: Any, timeout: float = 30.0, what: str = "") -> Json:
         """The status of one service once `fits(status)` holds."""
-        last: list[Json] = []
+        last: list[Json | None] = []
 
         def check() -> Json | None:
             if self.process and (code := self.process.poll()) is not None:
                 raise AssertionError(f"the daemon exited with {code}\n{self.told(name)}")
-            last[:] = [self.service(name)]
-            return last[0] if fits(last[0]) else None
+            last[:] = [now := self.named(name)]
+            return now if now and fits(now) else None
 
         def told() -> str:
             return f"{name}: {what or 'the awaited status'}; last: {json.dumps(last, indent=1)}\n{self.told(name)}"

@@ -20,8 +20,10 @@ from support.wait import wait_until
 
 STOPS = 'steps = [["TERM", "5s"], ["TERM", "5s"]]'
 QUICK_STOPS = 'steps = [["TERM", "500ms"], ["TERM", "500ms"]]'
-QUICK = {"probe": {"timeout": "1s", "stall_timeout": "2s"}, "drain_timeout": "500ms"}
-"""Settings with which a hang is seen within seconds."""
+PATIENT_STOPS = 'steps = [["TERM", "60s"]]'
+"""An engine that is deaf to it goes on until the test kills it."""
+QUICK = {"probe": {"timeout": "3s", "stall_timeout": "2s"}, "drain_timeout": "500ms"}
+"""Settings with which a hang is seen within seconds; a machine that stands still for a moment fails no probe."""
 ON_GPU: dict[str, Any] = {"gpus": [0], "gpu_memory": "4GiB", **QUICK}
 
 
@@ -36,6 +38,11 @@ class Box:
         assert STOPS in shipped
         (daemon.folder / "runtimes").mkdir()
         (daemon.folder / "runtimes" / "llama-server.toml").write_text(shipped.replace(STOPS, QUICK_STOPS))
+
+    def stops(self, steps: str) -> None:
+        """The stop steps of every start to come. Before the daemon is up."""
+        definition = self.folder / "runtimes" / "llama-server.toml"
+        definition.write_text(definition.read_text().replace(QUICK_STOPS, steps))
 
     def fake(self, knobs: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
         return fake(self.model, self.daemon.journal, knobs, **settings)
@@ -73,6 +80,12 @@ class Box:
         """Exactly `n` starts so far, never two at a time."""
         assert len(self.starts(name)) == n, [s.time for s in self.starts(name)]
         assert duplicates(self.daemon.journal) == []
+
+    def listens(self, name: str = "chat") -> str:
+        """Address of the first start, while it loads: what it does with signals and children is done."""
+        wait_until(lambda: "loading model" in self.daemon.log(name), 30, lambda: f"a load\n{self.daemon.told(name)}")
+        argv = self.starts(name)[0].argv
+        return f"http://127.0.0.1:{argv[argv.index('--port') + 1]}"
 
     def inject(self, status: Json, **faults: Any) -> Json:
         """Into the running fake; what it tells of itself."""

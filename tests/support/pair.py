@@ -8,6 +8,7 @@ from typing import Any
 
 from support.daemon import Json
 from support.faults import Box
+from support.wait import wait_until
 
 NAMES = ("chat", "other")
 
@@ -30,6 +31,10 @@ class Two(Box):
 
     def kill(self, name: str = "chat") -> None:
         os.kill(self.before[name]["pid"], signal.SIGKILL)
+
+    def at_rest(self, timeout: float = 10.0) -> None:
+        """The daemon has nothing to tell of itself. A machine that stood still is told for a moment."""
+        wait_until(lambda: not self.own_conditions(), timeout, lambda: f"no condition: {self.own_conditions()}")
 
     def own_conditions(self) -> dict[str, str]:
         return {c["id"]: c["text"] for c in self.daemon.status()["daemon"]["conditions"]}

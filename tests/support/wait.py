@@ -68,5 +68,10 @@ class Spent:
         self._began, self._lost = time.monotonic(), _stalls.lost
 
     def __call__(self) -> float:
+        lost = self.lost()
+        return time.monotonic() - self._began - lost - NAP * 2
+
+    def lost(self) -> float:
+        """Seconds since it was made in which the machine gave nobody a turn."""
         time.sleep(NAP * 2)  # a stall that is just over is counted first
-        return time.monotonic() - self._began - (_stalls.lost - self._lost) - NAP * 2
+        return _stalls.lost - self._lost
