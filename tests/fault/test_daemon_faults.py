@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from support import control, process
 from support.daemon import Daemon, clean_environ
-from support.faults import QUICK_STOPS, STOPS, Box, Stopwatch, gone
+from support.faults import PATIENT_STOPS, Box, Stopwatch, gone
 from support.http import Stream
 from support.pair import NAMES, Two
 from support.wait import Spent, wait_until
@@ -86,7 +86,7 @@ def test_d3_a_full_disk_costs_no_service(box: Two) -> None:
         box.kill("chat")
         assert box.daemon.cli("stop", "other").returncode == 0
         box.again()
-        while "journal" not in (told := box.own_conditions()):
+        while not {"journal", "state"} <= (told := box.own_conditions()).keys():
             box.daemon.call("start", service="chat", by="x" * 64, wait=False)
         assert "no space left on device" in told["state"] and "no space left on device" in told["journal"]
         assert "no space left" in box.daemon.cli("status").stdout
@@ -96,13 +96,13 @@ def test_d3_a_full_disk_costs_no_service(box: Two) -> None:
 
         (state / "fill").unlink()
         watch = Stopwatch()
-        wait_until(lambda: not box.own_conditions(), 45, "the end of the alarm")
+        box.at_rest(45)
         watch.lap("space to written")
         assert json.loads(desired.read_text())["services"]["other"]["stopped_by"]
         assert [e["signal"] for e in box.wait_exits(1)] == ["SIGKILL"]
         box.daemon.kill9()
         box.daemon.restart()
-        assert box.daemon.service("other")["state"] == "STOPPED"
+        box.daemon.wait_state("other", "STOPPED")
         box.once(2)
         box.daemon.down()
     finally:
@@ -139,7 +139,8 @@ def test_d4_a_jump_of_the_clock_moves_nothing(box: Two, manager: Manager) -> Non
     assert max(gaps) < 10, "an hour is not waited for"
     box.ready("other")
     assert abs(box.daemon.service("broken")["retry_at"] - time.time() - until) < 30
-    assert box.ready()["pid"] == pid and not box.own_conditions()
+    assert box.ready()["pid"] == pid
+    box.at_rest()
     for name, starts in (("chat", 1), ("other", 1), ("broken", 2)):
         box.once(starts, name)
 
@@ -190,6 +191,8 @@ def test_d6_whatever_lies_where_the_socket_should_be_is_replaced(box: Two) -> No
     box.daemon.socket.write_text("no socket")
     box.daemon.up()
     assert box.daemon.socket.is_socket() and box.daemon.socket.stat().st_mode & 0o777 == 0o600
+    for name in NAMES:
+        box.ready(name)
     box.same()
 
 
@@ -198,7 +201,8 @@ def test_d6_whatever_lies_where_the_socket_should_be_is_replaced(box: Two) -> No
 
 @pytest.mark.slow
 def test_d9_five_seconds_of_standstill_lose_nothing(box: Two, manager: Manager) -> None:
-    box.two_up({"token_ms": 20}, probe={"timeout": "1s", "stall_timeout": "2s"})
+    box.daemon.environ["WATCHDOG_USEC"] = "4000000"  # a lag is shown until the next ping, two seconds later
+    box.two_up({"token_ms": 20}, probe={"timeout": "3s", "stall_timeout": "2s"})
     with Stream(box.before["chat"]["endpoint"], box.daemon.key("chat"), tokens=600) as stream:
         stream.first()
         assert box.daemon.process
@@ -211,8 +215,8 @@ def test_d9_five_seconds_of_standstill_lose_nothing(box: Two, manager: Manager) 
         time.sleep(4.0)
         woken = time.monotonic()
         box.daemon.signal(signal.SIGCONT)
-        wait_until(lambda: [t for t in manager.times("WATCHDOG=1") if t > woken], 2, "the watchdog's next ping")
         text = wait_until(lambda: box.own_conditions().get("slow"), 5, "the lag to be shown")
+        wait_until(lambda: [t for t in manager.times("WATCHDOG=1") if t > woken], 2, "the watchdog's next ping")
         assert "s late" in text
         after = box.daemon.wait_service("other", lambda s: s["restarts"] == 1 and s["state"] == "READY", 20, "again")
         assert after["last_exit"]["code"] == 9 and "the last words" in box.daemon.log("other")
@@ -221,7 +225,7 @@ def test_d9_five_seconds_of_standstill_lose_nothing(box: Two, manager: Manager) 
         assert stream.first()
     box.same("chat")
     assert set(box.states()) <= {"PENDING", "STARTING", "READY"}, box.states()
-    wait_until(lambda: not box.own_conditions(), 10, "the end of the lag")
+    box.at_rest()
 
 
 def test_d9_the_watchdogs_signal_dumps_the_stacks_and_touches_no_service(box: Two) -> None:
@@ -248,18 +252,19 @@ def test_d10_a_task_that_fails_is_tried_again(box: Two) -> None:
 
 
 def test_d10_a_task_that_fails_for_good_ends_the_daemon_and_no_service(box: Two) -> None:
+    box.two_up()
+    box.daemon.kill9()
     box.daemon.environ["LLMSUPERVISOR_FAILPOINT"] = "raise:watch_files:3"
-    box.write()
     box.daemon.launch()
     assert box.daemon.wait_exit(20) == 1
     assert "failpoint watch_files" in box.daemon.told()
-    pids = {name: box.daemon.run_file(name, "run.json")["main"]["pid"] for name in NAMES}
-    assert all(map(process.alive, pids.values()))
+    assert len(box.daemon.events(what="adopted")) == 2, "it had both"
+    assert all(process.alive(box.before[name]["pid"]) for name in NAMES)
     del box.daemon.environ["LLMSUPERVISOR_FAILPOINT"]
     box.daemon.up()
     for name in NAMES:
-        assert box.ready(name)["pid"] == pids[name]
-        box.once(1, name)
+        box.ready(name)
+    box.same()
 
 
 @pytest.mark.slow
@@ -288,28 +293,27 @@ def test_d13_sigterm_stops_in_order(box: Two, when: str) -> None:
             box.wait_starts(1)
             box.ready("other")
         else:
-            box.two_up(drain_timeout="4s")
+            box.two_up({"token_ms": 100}, drain_timeout="4s")
             stream = open_.enter_context(Stream(box.before["chat"]["endpoint"], box.daemon.key("chat")))
             stream.first()
             if when == "draining":
                 box.daemon.cli("stop", "chat", "--no-wait")
             else:
-                box.write(context_length=2048, drain_timeout="4s")
-            box.daemon.wait_state("chat", "DRAINING", 5)
+                box.write({"token_ms": 100}, context_length=2048, drain_timeout="4s")
+            wait_until(lambda: "DRAINING" in box.states(), 5, "DRAINING")
         watch = Stopwatch()
         box.daemon.signal(signal.SIGTERM)
-        assert box.daemon.wait_exit(15) == 0
-        assert watch.lap(f"SIGTERM while {when}") < 15
+        assert box.daemon.wait_exit() == 0
+        watch.lap(f"SIGTERM while {when}")
     assert box.daemon.leftovers() == []
     assert not any(process.alive(start.pid) for name in NAMES for start in box.starts(name))
     box.once(1)
 
 
 def test_d13_a_second_sigterm_is_at_once(box: Two) -> None:
-    """The stop steps would take ten seconds."""
-    definition = box.folder / "runtimes" / "llama-server.toml"
-    definition.write_text(definition.read_text().replace(QUICK_STOPS, STOPS))
-    box.two_up({"ignore_term": 1, "children": 2}, drain_timeout="60s")
+    """Drain and stop steps would take a minute each."""
+    box.stops(PATIENT_STOPS)
+    box.two_up({"ignore_term": 1, "children": 2, "token_ms": 100}, drain_timeout="60s")
     children = box.inject(box.before["chat"])["children"]
     with Stream(box.before["chat"]["endpoint"], box.daemon.key("chat")) as stream:
         stream.first()
@@ -317,8 +321,8 @@ def test_d13_a_second_sigterm_is_at_once(box: Two) -> None:
         box.daemon.wait_state("chat", "DRAINING", 5)
         watch = Stopwatch()
         box.daemon.signal(signal.SIGTERM)
-        assert box.daemon.wait_exit(20) == 0
-        assert watch.lap("second SIGTERM to the end") < 8, "less than the stop steps"
+        assert box.daemon.wait_exit() == 0, "before the stop steps are over"
+        watch.lap("second SIGTERM to the end")
     gone([box.before["chat"]["pid"], *children], 1)
     assert box.daemon.leftovers() == []
 
@@ -328,10 +332,16 @@ def test_d14_a_storm_of_hangups_is_a_few_reloads(box: Two, manager: Manager) -> 
     box.two_up()
     began = time.monotonic()
     for _ in range(1000):
+        last = time.monotonic()
         box.daemon.signal(signal.SIGHUP)
         time.sleep(0.004)
-    last = time.monotonic()
-    wait_until(lambda: manager.times("RELOADING=1") and manager.times("RELOADING=1")[-1] >= last - 0.01, 6, "the last")
+
+    def over() -> bool:
+        """One after the last signal, and none for longer than their pace."""
+        times = manager.times("RELOADING=1")
+        return bool(times) and times[-1] >= last and time.monotonic() - times[-1] > 4
+
+    wait_until(over, 10, "the last")
     reloads = len(manager.times("RELOADING=1"))
     print(f"1,000 signals in {last - began:.1f} s: {reloads} reloads")
     assert 2 <= reloads <= (last - began) / 2 + 3

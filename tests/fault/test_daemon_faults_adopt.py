@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,9 +18,9 @@ import pytest
 from support import process
 from support.daemon import Daemon, Json, clean_environ
 from support.faults import Box, Stopwatch, gone
-from support.http import Stream
+from support.http import Stream, post_json
 from support.spec import FAKE
-from support.wait import wait_until
+from support.wait import Spent, wait_until
 
 NAMES = ("chat", "other")
 
@@ -32,6 +31,12 @@ class Two(Box):
         self.daemon.up()
         self.before = {name: self.ready(name) for name in NAMES}
         return self
+
+    def start(self) -> float:
+        """Seconds from nothing to two services that are READY: what this machine needs for that."""
+        spent = Spent()
+        self.two_up()
+        return spent()
 
     def adopted(self, *names: str, starts: int = 1) -> None:
         """READY at once, as it was: same process, same place, no start."""
@@ -76,15 +81,16 @@ def numbered_lines(box: Box, status: Json) -> Iterator[list[int]]:
 
 
 def test_d1_d8_the_next_daemon_adopts_and_the_log_has_no_gap(box: Two) -> None:
-    box.two_up()
+    usual = box.start()
     with numbered_lines(box, box.before["chat"]) as written:
         box.daemon.kill9()
         died = len(written)
         wait_until(lambda: len(written) > died + 50, 10, "lines while there is no daemon")
-        watch = Stopwatch()
+        spent = Spent()
         box.daemon.up()
         box.adopted()
-        assert watch.lap("adopted both") < 6
+        print(f"adopted both: {spent():.2f} s; both started: {usual:.2f} s")
+        assert spent() < max(6, 2 * usual)
         wait_until(lambda: len(written) > died + 100, 10, "lines under the next daemon")
     last = f"line {written[-1]}."
     wait_until(lambda: last in box.daemon.log("chat"), 5, "the last line")
@@ -143,7 +149,7 @@ def test_d1_a_manual_stop_survives_and_an_edit_does_not_undo_it(box: Two) -> Non
 
 
 def test_d1_a_stop_that_the_daemon_did_not_live_to_see_is_finished(box: Two) -> None:
-    box.two_up(drain_timeout="60s")
+    box.two_up({"token_ms": 100}, drain_timeout="60s")
     with Stream(box.before["chat"]["endpoint"], box.daemon.key("chat")) as stream:
         stream.first()
         assert box.daemon.cli("stop", "chat", "--no-wait").returncode == 0
@@ -175,11 +181,13 @@ def test_d1_what_left_the_spec_meanwhile_is_stopped(box: Two) -> None:
 
 
 def test_d1_a_service_that_was_loading_is_loaded_once(box: Two) -> None:
-    box.daemon.write({"chat": box.fake({"ready_after": 3}), "other": box.fake()})
+    box.daemon.write({"chat": box.fake({"ready_after": 600}), "other": box.fake()})
     box.daemon.up()
     box.wait_starts(1)
+    address = box.listens()
     box.daemon.restart()
-    assert box.daemon.service("chat")["state"] == "STARTING"
+    box.daemon.wait_state("chat", "STARTING")
+    post_json(f"{address}/fault", {"ready_after": 0})
     box.ready()
     box.once(1)
 
@@ -345,15 +353,17 @@ def test_d12_a_state_folder_that_takes_nothing_is_told(box: Two) -> None:
     told = box.daemon.told()
     assert "the state cannot be kept" in told and "--state-dir" in told and "Traceback" not in told
     box.daemon.state.unlink()
+    spent = Spent()
     box.daemon.up()
     box.ready()
+    usual = spent()
     box.daemon.kill9()
     pid = box.daemon.run_file("chat", "run.json")["main"]["pid"]
     for path in (box.daemon.socket, box.daemon.run / "daemon.lock"):
         path.unlink(missing_ok=True)
-    began = time.monotonic()
+    spent = Spent()
     box.daemon.up()
-    assert box.ready()["pid"] == pid and time.monotonic() - began < 10
+    assert box.ready()["pid"] == pid and spent() < max(10, 2 * usual)
 
 
 # --- what is not known of a build ---------------------------------------------------------------------------------
@@ -377,11 +387,12 @@ def test_adoption_does_not_wait_for_a_build_that_is_asked_what_it_knows(box: Two
         box.daemon.write(services | {"other": box.fake() | {"command": [str(engine)]}})
         box.daemon.restart()
         box.adopted("chat")
-        status = box.daemon.status()
-        assert [c["id"] for c in status["daemon"]["conditions"]] == ["asking"], status["daemon"]
-        assert [s["name"] for s in status["services"]] == ["chat"], "what is new waits for what its build knows"
+        own = lambda: {c["id"] for c in box.daemon.status()["daemon"]["conditions"]} - {"slow"}  # noqa: E731
+        wait_until(lambda: own() == {"asking"}, 10, lambda: f"it is told: {own()}")
+        names = [s["name"] for s in box.daemon.status()["services"]]
+        assert names == ["chat"], "what is new waits for what its build knows"
     finally:
         gate.unlink()
     box.ready("other")
-    assert not box.daemon.status()["daemon"]["conditions"]
+    wait_until(lambda: not own(), 10, lambda: f"it is over: {own()}")
     box.adopted("chat")

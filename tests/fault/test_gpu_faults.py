@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_type_hints
@@ -12,9 +12,9 @@ from typing import get_type_hints
 import pytest
 from support import process
 from support.faults import ON_GPU, QUICK, Box, Stopwatch, conditions, gpu, pending, wait_gpu
-from support.http import Stream, request
+from support.http import Stream, post_json, request
 from support.nvml import Scenario
-from support.wait import wait_until
+from support.wait import Spent, wait_until
 
 from llmsupervisor.link.gpus import Gpu
 from llmsupervisor.link.status import Host, Nvml
@@ -60,10 +60,11 @@ def test_G3_no_memory_in_a_request_ends_the_engine(faults: Box, card: Scenario) 
 def test_G3_the_prompts_in_prefill_are_told(faults: Box, card: Scenario) -> None:
     """The gateway knows how long they are: a request that it relayed was in prefill when the engine died."""
     listen = f"127.0.0.1:{process.free_ports(1)[0]}"
-    faults.daemon.write({"chat": faults.fake({}, context_length=8192, **ON_GPU)}, gateway={"listen": listen})
+    slow = ON_GPU | {"probe": {"timeout": "5s", "stall_timeout": "60s"}, "context_length": 8192}
+    faults.daemon.write({"chat": faults.fake({}, **slow)}, gateway={"listen": listen})
     faults.daemon.up()
     before = faults.ready()
-    wait_until(lambda: request(f"http://{listen}/readyz")[0] == 200, 20, "the gateway to be open")
+    wait_until(lambda: _status(f"http://{listen}/readyz") == 200, 20, "the gateway to be open")
     faults.inject(before, prompt_ms=1_000_000)
     body = {"model": "chat", "messages": [{"role": "user", "content": "word " * 3000}], "max_tokens": 2}
     with ThreadPoolExecutor() as pool:
@@ -77,6 +78,13 @@ def test_G3_the_prompts_in_prefill_are_told(faults: Box, card: Scenario) -> None
     advice = faults.again(1)["last_exit"]["advice"]
     told = re.search(r"it was expected to take 4.0 GiB; (\d+) prompt tokens were in prefill", advice)
     assert told and 750 < int(told[1]) < 15_000, advice
+
+
+def _status(url: str) -> int:
+    """0 of nobody."""
+    with contextlib.suppress(OSError):
+        return request(url)[0]
+    return 0
 
 
 def test_G4_G5_somebody_else_on_the_card(faults: Box, card: Scenario, stranger: int) -> None:
@@ -145,7 +153,8 @@ def test_G8_G10_services_are_kept_while_nvml_is_of_no_use(faults: Box, card: Sce
     assert (kept["pid"], kept["restarts"]) == (pid, 0)
     card.play("gpu GPU-a 24576 1000 0")
     wait_gpu(faults, lambda g: g["error"] is None, "the card back", timeout=40)
-    assert not own() and faults.daemon.service("chat")["pid"] == pid
+    wait_until(lambda: not own(), 20, lambda: f"nothing to be told: {own()}")
+    assert faults.daemon.service("chat")["pid"] == pid
 
 
 def test_G9_a_hang_of_nvml_holds_up_nobody(faults: Box, card: Scenario) -> None:
@@ -156,9 +165,9 @@ def test_G9_a_hang_of_nvml_holds_up_nobody(faults: Box, card: Scenario) -> None:
     answers = []
 
     def unreadable() -> bool:
-        began = time.monotonic()
+        spent = Spent()
         status = faults.daemon.status()
-        answers.append(time.monotonic() - began)
+        answers.append(spent())
         return status["gpus"] is None
 
     wait_until(unreadable, 20, "unreadable")
@@ -167,9 +176,9 @@ def test_G9_a_hang_of_nvml_holds_up_nobody(faults: Box, card: Scenario) -> None:
     assert status["nvml"]["error"] == "NVML did not answer for 5 s"
     assert "did not answer for 5 s" in conditions(status["daemon"])["gpus-unread"]
     print(f"the slowest of {len(answers)} answers meanwhile: {max(answers) * 1000:.0f} ms")
-    assert len(answers) > 10 and max(answers) < 2
+    assert len(answers) > 5 and max(answers) < 2
     card.play("gpu GPU-a 24576 2000 0")
-    wait_gpu(faults, lambda g: g["memory_used_bytes"] == 2000 << 20, "the card back", timeout=40)
+    wait_gpu(faults, lambda g: g["memory_used_bytes"] == 2000 << 20, "the card back", timeout=80)
     kept = faults.daemon.service("chat")
     assert (kept["state"], kept["pid"], kept["restarts"]) == ("READY", pid, 0)
 
@@ -203,10 +212,12 @@ def test_G12_what_is_not_told_is_null(faults: Box, card: Scenario) -> None:
 def test_G13_pids_of_another_world(faults: Box, card: Scenario) -> None:
     """As in a container: the memory is what the use of the card rose by, and it says so."""
     alien = f"proc {2**22 + 7} 3000"
-    faults.daemon.write({"chat": faults.fake({"ready_after": 3}, gpus=[0])})
+    faults.daemon.write({"chat": faults.fake({"ready_after": 600}, gpus=[0])})
     faults.daemon.up()
-    faults.wait_starts(1)
+    address = faults.listens()
     card.play("gpu GPU-a 24576 4000 0", alien)
+    wait_gpu(faults, lambda g: g["memory_used_bytes"] == 4000 << 20, "the load's memory")
+    post_json(f"{address}/fault", {"ready_after": 0})
     held = faults.daemon.wait_service("chat", lambda s: s["vram_bytes"], 20, "what it holds")
     assert (held["vram_bytes"], held["vram_source"]) == (3000 << 20, "delta")
     found = wait_gpu(faults, lambda g: "pids-hidden" in conditions(g), "the flag")
@@ -222,7 +233,7 @@ def test_G14_xids(faults: Box, card: Scenario) -> None:
     wait_gpu(faults, lambda g: g["xids"] == [], "a card that is listened to")
     so_far = asked()
     card.play(line, "xid 31", "xid 31")
-    told = wait_gpu(faults, lambda g: g["xids"], "the XID")["xids"]
+    told = wait_gpu(faults, lambda g: g["xids"] and g["xids"][0]["count"] > 1, "the XID")["xids"]
     assert [(x["code"], x["kind"], x["count"]) for x in told] == [(31, "application", 2)]
     wait_until(lambda: faults.daemon.events(kind="gpu", code=31), 5, "the event")
     wait_until(lambda: asked() == so_far + 1, 20, "one request of its task")

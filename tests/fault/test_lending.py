@@ -52,10 +52,10 @@ def test_a_card_is_lent_and_taken_back(faults: Box, card: Scenario) -> None:
 
 def test_a_loan_ends_by_itself_and_survives_a_death_in_its_drain(faults: Box, card: Scenario) -> None:
     """The daemon dies while it drains; the next one goes on with that, and gives the card back when the time is over."""
-    slow = {**ON_GPU, "drain_timeout": "30s"}
+    slow = {**ON_GPU, "drain_timeout": "90s"}
     before = faults.up({"token_ms": 100}, **slow).ready()
     key = faults.daemon.key("chat")
-    with Stream(before["endpoint"], key, 400) as stream:
+    with Stream(before["endpoint"], key) as stream:
         stream.first()
         faults.daemon.call("lend", gpu=0, by="alice", wait=False)
         faults.daemon.wait_state("chat", "DRAINING")
