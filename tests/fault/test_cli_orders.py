@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 from support import control, process
 from support.daemon import Daemon, Json
 from support.spec import Table, fake, spec
-from support.wait import wait_until
+from support.wait import undisturbed, wait_until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -66,11 +66,10 @@ def test_without_waiting(up: Daemon) -> None:
 
 
 def test_longer_than_the_timeout(up: Daemon) -> None:
-    up.write({"chat": service(up, knobs={"ready_after": 30}), "other": service(up)})
+    up.write({"chat": service(up, knobs={"ready_after": 600}), "other": service(up)})
     up.wait_state("chat", "STARTING")
-    begun = time.monotonic()
     done = up.cli("restart", "chat", "--timeout", "1")
-    assert done.returncode == 1 and time.monotonic() - begun < 10
+    assert done.returncode == 1
     assert done.stderr == "llmsupervisor: gave up waiting; it goes on (llmsupervisor status)\n"
     code, text = refused(up, "start", "chat", "--timeout", "-1")
     assert code == 2 and "wait_s is -1.0: seconds from 0" in text
@@ -105,13 +104,19 @@ def test_no_daemon(words: tuple[str, ...], daemon: Daemon) -> None:
 def test_reload_says_what_it_would_do_and_does_it(up: Daemon) -> None:
     before = up.service("chat")["pid"]
     assert up.cli("reload").stdout == "nothing to change\n"
-    with (up.folder / "new").open("w") as file:  # held open: the watch leaves it to the order
-        file.write(spec({"chat": service(up, context_length=2048), "other": service(up)}, up.ports))
-        file.flush()
-        (up.folder / "new").replace(up.spec_path)
-        assert told(up, "reload", "--dry-run") == [["chat", "restart"]]
-        assert up.service("chat")["pid"] == before
-        assert told(up, "reload") == [["chat", "restart"]]
+    lengths = itertools.count(2048, 256)
+
+    def order() -> None:
+        with (up.folder / "new").open("w") as file:  # held open: the watch leaves it to the order for ten seconds
+            file.write(spec({"chat": service(up, context_length=next(lengths)), "other": service(up)}, up.ports))
+            file.flush()
+            pid = up.wait_state("chat", "READY")["pid"]
+            (up.folder / "new").replace(up.spec_path)
+            assert told(up, "reload", "--dry-run") == [["chat", "restart"]]
+            assert up.service("chat")["pid"] == pid
+            assert told(up, "reload") == [["chat", "restart"]]
+
+    undisturbed(order)
     up.wait_service("chat", lambda s: s["state"] == "READY" and s["pid"] != before)
 
 

