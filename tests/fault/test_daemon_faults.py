@@ -321,7 +321,7 @@ def test_d13_a_second_sigterm_is_at_once(box: Two) -> None:
         box.daemon.wait_state("chat", "DRAINING", 5)
         watch = Stopwatch()
         box.daemon.signal(signal.SIGTERM)
-        assert box.daemon.wait_exit() == 0, "before the stop steps are over"
+        assert box.daemon.wait_exit(40) == 0, "before the stop steps are over"
         watch.lap("second SIGTERM to the end")
     gone([box.before["chat"]["pid"], *children], 1)
     assert box.daemon.leftovers() == []
