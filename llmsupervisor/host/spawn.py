@@ -22,7 +22,7 @@ from llmsupervisor.host.shimcall import ShimFailed, interpreter, program
 from llmsupervisor.host.tree import Identity, Leftover
 
 POLL = 0.002
-BORN_WAIT = 3.0
+BORN_WAIT = 10.0
 """Seconds that a shim may hold the lock without having told whom it runs."""
 LOST_WAIT = 1.0
 """Seconds that main may outlive a killed shim (parent-death signal)."""
