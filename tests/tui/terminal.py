@@ -38,7 +38,8 @@ class Terminal:
         """As they were before the program."""
         self._began = time.monotonic()
         kept = {"TERM": "xterm-256color", "LANG": "C.UTF-8", **(environ or {})}
-        base = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "COLORTERM", "LC_ALL", "NO_COLOR")}
+        dropped = ("COLUMNS", "LINES", "COLORTERM", "LC_ALL", "NO_COLOR", "PYTHONUNBUFFERED")
+        base = {k: v for k, v in os.environ.items() if k not in dropped}
         self.child = subprocess.Popen(
             command, stdin=follower, stdout=follower, stderr=follower, env={**base, **kept}, start_new_session=True
         )
